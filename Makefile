@@ -1,0 +1,157 @@
+# Every command that this project has. `make help` lists them.
+#
+# The Python tools live in a virtual environment of their own (VENV), made and kept up to date here; stamp files in it
+# say what has been done, so that a second `make test` installs nothing and compiles only what changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+TORCH ?= 1
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
+PYTEST_ARGS ?=
+ASAN_TESTS ?= tests
+BENCH_ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.stamp
+PYVER := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3] + sys.abiflags)' 2>/dev/null)
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(STAMP)-constraints
+SUBMAKE = $(MAKE) --no-print-directory
+# Inside a parallel make the jobs are already shared out.
+CJOBS = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
+
+CSOURCES := $(wildcard csrc/*.c csrc/*.h)
+CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.pxd)
+CFORMATTED := $(CSOURCES) $(wildcard tests/c/*.c tests/c/*.h)
+
+.DELETE_ON_ERROR:
+.PHONY: help env build demo test test-c test-py asan tsan lint types format bench wheel sdist clean distclean FORCE
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Variables, with what they are now:"
+	@echo "  PYTHON=$(PYTHON)  the interpreter that VENV is made from"
+	@echo "  VENV=$(VENV)  the virtual environment"
+	@echo "  CONSTRAINTS=$(CONSTRAINTS)  versions for every install"
+	@echo "  TORCH=$(TORCH)  0 leaves torch out; the tests that need it are then skipped"
+	@echo "  PYTEST_ARGS, ASAN_TESTS, BENCH_ARGS, JOBS; COMPILERS, VARIANTS, TESTS (see tests/c/Makefile)"
+
+# ---- The environment --------------------------------------------------------------------------------------------
+
+# Another PYTHON gives another stamp, and a VENV that was made here (own) is made anew. One that was here before is
+# used as it is, and never removed.
+$(STAMP)-python-$(PYVER):
+	@test -n "$(PYVER)" || { echo "make: '$(PYTHON)' does not run; set PYTHON=" >&2; exit 1; }
+	@if test ! -e $(VENV) || test -e $(STAMP)-own; then \
+		echo "Creating $(VENV) with Python $(PYVER)"; \
+		mkdir -p $(VENV) && touch $(STAMP)-own && $(PYTHON) -m venv --clear $(VENV) && touch $(STAMP)-own; \
+	elif ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "make: $(VENV) exists but has no pip; remove it or set VENV=" >&2; exit 1; fi
+	@touch $@
+
+$(STAMP)-constraints: $(CONSTRAINTS) $(STAMP)-python-$(PYVER) FORCE
+	@cmp -s $(CONSTRAINTS) $@ || cp $(CONSTRAINTS) $@
+
+# pip 25.1 is the first that reads dependency groups. A new environment also needs a new editable install.
+$(STAMP)-dev: pyproject.toml $(STAMP)-constraints
+	@echo "Installing the development tools into $(VENV)"
+	@$(PIP) --upgrade 'pip>=25.1'
+	@$(PIP) --group dev
+	@rm -f $(STAMP)-editable
+	@touch $@
+
+# torch has no build for some interpreters and platforms; everything but shmtensor.data works without it.
+$(STAMP)-torch-1: $(STAMP)-dev
+	@echo "Installing torch into $(VENV)"
+	@if $(PIP) torch; then touch $@; else \
+		echo "torch could not be installed for Python $(PYVER) (pip's reason is above)."; \
+		echo "Going on without it: the tests that need torch will be skipped. TORCH=0 skips this attempt."; fi
+
+$(STAMP)-torch-0: $(STAMP)-dev
+	@echo "TORCH=0: torch is not installed; unless it already was, the tests that need it will be skipped"
+
+# The first time an editable install, which compiles everything; after that only what changed.
+$(STAMP)-build: setup.py $(CSOURCES) $(CYSOURCES) $(STAMP)-dev
+	@echo "Building the extension modules"
+	@if test -e $(STAMP)-editable; then $(BIN)/python setup.py --quiet build_ext --inplace; \
+	else $(PIP) --no-build-isolation --editable '.[demo]' && touch $(STAMP)-editable; fi
+	@touch $@
+
+$(STAMP)-bench: $(STAMP)-dev | $(STAMP)-build
+	@$(PIP) --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+env: $(STAMP)-dev $(STAMP)-torch-$(TORCH) ## make the virtual environment, without building
+
+build: $(STAMP)-build ## compile the extension modules in place (editable install)
+
+# ---- What to run ------------------------------------------------------------------------------------------------
+
+demo: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the demonstration, on real photographs (DEMO_ARGS="--workers 2")
+	@$(BIN)/python -m shmtensor demo $(DEMO_ARGS)
+
+test: ## everything: lint, types, C tests (plain and under sanitizers), Python tests
+	+@$(SUBMAKE) lint
+	+@$(SUBMAKE) test-c
+	+@$(SUBMAKE) test-py
+
+test-c: ## the C tests with gcc and clang: plain, ASan + UBSan, TSan
+	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test
+
+test-py: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the Python tests (PYTEST_ARGS="-k name -x")
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Run from the build folder, so that children which import from the current directory get the checked build as well.
+asan: ASANLIB = $(CURDIR)/build/asan/lib
+asan: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the C tests and ASAN_TESTS of the Python tests under ASan + UBSan
+	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test VARIANTS=asan
+	@CC=gcc LDSHARED="gcc -shared" SHMTENSOR_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build \
+		--build-base build/asan --build-lib $(ASANLIB)
+	@cd $(ASANLIB) && export LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		PYTHONMALLOC=malloc PYTHONPATH=$(ASANLIB) && \
+	$(BIN)/python -c 'import shmtensor._core as c; assert "build/asan" in c.__file__, c.__file__' && \
+	$(BIN)/python -m pytest -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+		$(addprefix $(CURDIR)/,$(ASAN_TESTS)) $(PYTEST_ARGS)
+
+tsan: ## the C tests under TSan
+	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test VARIANTS=tsan
+
+lint: types ## ruff, mypy, cython-lint, clang-format: checks only
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	@# PATH: cython-lint looks for pycodestyle there
+	$(if $(CYSOURCES),PATH=$(BIN):$$PATH $(BIN)/cython-lint $(CYSOURCES))
+	$(if $(CFORMATTED),$(BIN)/clang-format --dry-run -Werror $(CFORMATTED))
+
+types: $(STAMP)-dev ## mypy, strict
+	$(BIN)/mypy
+
+format: $(STAMP)-dev ## let ruff and clang-format rewrite what they can
+	$(BIN)/ruff check --quiet --fix-only .
+	$(BIN)/ruff format --quiet .
+	$(if $(CFORMATTED),$(BIN)/clang-format -i $(CFORMATTED))
+
+# --quick runs each benchmark once and cold: it shows that they all work, its numbers mean little.
+bench: $(STAMP)-build $(STAMP)-bench $(STAMP)-torch-$(TORCH) ## every benchmark once, quickly; numbers to quote need asv without --quick
+	@cd benchmarks && $(BIN)/asv machine --yes >/dev/null && $(BIN)/asv run --python=same --quick --show-stderr $(BENCH_ARGS)
+
+# LDSHARED: some interpreters were configured with an rpath of their own, which would end up in the wheel.
+wheel: $(STAMP)-dev ## a wheel for PYTHON in dist/
+	@rm -rf build/lib.* build/bdist.*
+	@LDSHARED="$(CC) -shared" CFLAGS=-g0 LDFLAGS=-Wl,-s $(BIN)/python -m pip wheel -qq \
+		--disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+sdist: $(STAMP)-dev ## a source distribution in dist/
+	@$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' >/dev/null
+	@ls dist/*.tar.gz
+
+clean: ## remove what was built, keep VENV
+	@rm -rf build dist *.egg-info shmtensor/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find shmtensor tests benchmarks demo -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@rm -f $(STAMP)-build $(STAMP)-editable
+
+distclean: clean ## remove VENV as well, where it was made here
+	@if test -e $(STAMP)-own; then rm -rf $(VENV); fi

@@ -1,0 +1,316 @@
+/* handoff.c - the public verbs: join if need be, try, spin, sleep; and after each change, wake whoever waits for it.
+ *
+ * Everything that decides anything lies in the rooms before this one. */
+#include <errno.h>
+
+#include "internal.h"
+
+/* ---- the end of the stream -------------------------------------------------------------------------------------------------- */
+
+static bool shut(shmt_segment *seg) {
+    return shmt_load_seq_cst(&seg->header->shut) != 0; /* C3/N3: after the claim, before the last look at the slots */
+}
+
+void shmt_shutdown(shmt_segment *seg) {
+    shmt_or_seq_cst(&seg->header->shut, 1); /* N3: before the consumers' last look at the slots */
+    shmt_event_wake_all(&seg->header->ready_event);
+    shmt_event_wake_all(&seg->header->free_event);
+}
+
+/* Called when nothing is to be had. The stream ends by itself once as many producers as were expected have closed and none
+ * is left; it stays ended, so that a producer which comes too late gets an error instead of writing to nobody. */
+static bool ended(shmt_segment *seg) {
+    if (!shut(seg)) {
+        uint32_t expected = seg->geo.producers;
+        /* N1 seq_cst: pairs with the closers' count; what they published is visible to the second look below. */
+        if (expected == 0 || shmt_load_seq_cst(&seg->header->producers_closed) < expected ||
+            shmt_member_any_producer(seg)) {
+            return false;
+        }
+        shmt_shutdown(seg);
+    }
+    return !shmt_slots_any_unread(seg);
+}
+
+static void take_role(shmt_segment *seg, uint32_t role) {
+    if (SHMT_UNLIKELY((shmt_load_relaxed(&seg->roles) & role) == 0)) { /* written by this process only */
+        shmt_or_relaxed(&seg->roles, role);                            /* likewise */
+        /* N2 seq_cst: a producer is known before it looks at `shut` for the first time. */
+        shmt_or_seq_cst(&shmt_member_mine(seg)->roles, role);
+    }
+}
+
+/* ---- producer ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct request {
+    uint32_t n;
+    uint64_t *words;
+    uint32_t first;
+} request;
+
+#define QUICK_PROBES 64u /* between two looks of a spin; the look before sleeping is thorough */
+
+static int try_claim(shmt_segment *seg, void *arg, bool thorough) {
+    request *r = arg;
+    int rc = shmt_enter(seg);
+    if (rc != 0) {
+        return rc;
+    }
+    take_role(seg, SHMT_PRODUCER);
+    uint32_t probes = thorough || seg->geo.slots < QUICK_PROBES ? seg->geo.slots : QUICK_PROBES;
+    int got = shmt_slots_claim(seg, probes, r->n, r->words, &r->first);
+    if (SHMT_UNLIKELY(shut(seg))) {
+        for (int i = 0; i < got; i++) {
+            uint64_t word = r->words[i];
+            shmt_slots_change(seg, r->first + (uint32_t)i, word, shmt_word(SHMT_FREE, 0, shmt_word_gen(word)));
+        }
+        return -ESHUTDOWN;
+    }
+    return got > 0 ? got : -EAGAIN;
+}
+
+static uint8_t *payload(const shmt_segment *seg, uint32_t index) { return seg->data + index * seg->geo.slot_stride; }
+
+/* What may be touched of a slot, bytes. The word is shared, so it is bounded by what cannot change. */
+static uint64_t touchable(const shmt_segment *seg, uint32_t index) {
+    if (!(seg->geo.flags & SHMT_GROW)) {
+        return seg->geo.slot_stride;
+    }
+    /* V1 relaxed: written by a slot's owner before it publishes (P2), read by a later owner (A2, C2). */
+    uint64_t reserved = shmt_load_relaxed(&seg->slots[index].reserved);
+    return reserved < seg->geo.slot_stride ? reserved : seg->geo.slot_stride;
+}
+
+static int wait_or_give_up(shmt_segment *seg, int rc, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt,
+                           request *r, size_t counter) {
+    if (SHMT_LIKELY(rc != -EAGAIN) || deadline_ns == 0) {
+        return rc;
+    }
+    /* a figure for people */
+    shmt_add_relaxed((shmt_atomic64 *)(void *)((uint8_t *)shmt_member_mine(seg) + counter), 1);
+    return shmt_event_wait(seg, event, deadline_ns, attempt, r, shmt_reclaim_slice);
+}
+
+static int claim(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *out) {
+    if (r->n == 0) {
+        return -EINVAL;
+    }
+    int rc = wait_or_give_up(seg, try_claim(seg, r, true), &seg->header->free_event, deadline_ns, try_claim, r,
+                             offsetof(shmt_member_record, claim_waits));
+    if (rc > 0) {
+        *out = (shmt_slot){
+            .data = payload(seg, r->first),
+            .word = r->words[0],
+            .nbytes = touchable(seg, r->first),
+            .index = r->first,
+            .generation = shmt_fork_generation,
+        };
+    }
+    return rc;
+}
+
+int shmt_slot_claim(shmt_segment *seg, int64_t deadline_ns, shmt_slot *out) {
+    uint64_t word;
+    int rc = claim(seg, &(request){.n = 1, .words = &word}, deadline_ns, out);
+    return rc > 0 ? 0 : rc;
+}
+
+int shmt_slot_try_claim(shmt_segment *seg, shmt_slot *out) { return shmt_slot_claim(seg, 0, out); }
+
+int shmt_slot_claim_many(shmt_segment *seg, uint32_t n, int64_t deadline_ns, uint64_t *words, shmt_slot *first) {
+    return claim(seg, &(request){.n = n, .words = words}, deadline_ns, first);
+}
+
+int shmt_slot_try_claim_many(shmt_segment *seg, uint32_t n, uint64_t *words, shmt_slot *first) {
+    return shmt_slot_claim_many(seg, n, 0, words, first);
+}
+
+int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
+    if (slot->generation != shmt_fork_generation) {
+        return -ESTALE;
+    }
+    uint64_t have = touchable(seg, slot->index);
+    if (nbytes > seg->geo.slot_stride || (nbytes > have && !(seg->geo.flags & SHMT_GROW))) {
+        return -EMSGSIZE;
+    }
+    if (nbytes > have) {
+        /* An eighth more than asked for: sizes that creep up do not pay a system call each time. */
+        uint64_t want = nbytes + nbytes / 8;
+        shmt_round_up(&want, 16 * SHMT_PAGE);
+        want = want < seg->geo.slot_stride ? want : seg->geo.slot_stride;
+        uint64_t from = have - have % SHMT_PAGE; /* killed after fallocate, the next owner does it again: no harm */
+        int rc = shmt_memory_reserve(seg->fd, seg->geo.data_offset + slot->index * seg->geo.slot_stride + from,
+                                     want - from);
+        if (rc == 0) {
+            rc = shmt_memory_populate(slot->data + from, want - from);
+        }
+        if (rc != 0) {
+            return rc;
+        }
+        seg->mapped[slot->index] = want;
+        shmt_store_relaxed(&seg->slots[slot->index].reserved, want); /* V1: carried by P2 */
+        have = want;
+    }
+    slot->nbytes = have;
+    return 0;
+}
+
+/* WRITING -> READY -> ring, for one slot; the wake-up is the caller's. */
+static int publish(shmt_segment *seg, uint32_t index, uint64_t word, uint64_t nbytes, uint64_t tag) {
+    shmt_slot_header *header = &seg->slots[index];
+    if (nbytes > touchable(seg, index)) {
+        return -EMSGSIZE;
+    }
+    header->nbytes = nbytes; /* plain: ours until P2 */
+    header->tag = tag;
+    uint64_t gen = shmt_word_gen(word);
+    int rc = shmt_slots_change(seg, index, word, shmt_word(SHMT_READY, shmt_word_owner(word), gen));
+    if (rc == 0) {
+        rc = shmt_order_push(seg, index, gen);
+    }
+    if (SHMT_UNLIKELY(gen % 64 == 0)) { /* about every 64th publish looks how full the ring is */
+        uint64_t length = shmt_order_length(seg);
+        shmt_atomic64 *high = &shmt_member_mine(seg)->ready_high;
+        if (length > shmt_load_relaxed(high)) { /* a figure for people */
+            shmt_store_relaxed(high, length);   /* likewise */
+        }
+    }
+    return rc;
+}
+
+int shmt_slot_publish(shmt_segment *seg, const shmt_slot *slot, uint64_t nbytes, uint64_t tag) {
+    if (slot->generation != shmt_fork_generation) {
+        return -ESTALE;
+    }
+    int rc = publish(seg, slot->index, slot->word, nbytes, tag);
+    if (rc == 0) {
+        shmt_event_wake(seg, &seg->header->ready_event, 1);
+    }
+    return rc;
+}
+
+int shmt_slot_publish_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n,
+                           uint64_t nbytes) {
+    if (first->generation != shmt_fork_generation) {
+        return -ESTALE;
+    }
+    int rc = 0;
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        int one = publish(seg, first->index + i, words[i], nbytes, 0);
+        done += one == 0;
+        rc = one != 0 ? one : rc;
+    }
+    if (done > 0) {
+        shmt_event_wake(seg, &seg->header->ready_event, done);
+    }
+    return rc;
+}
+
+/* ---- giving a slot back: abort, release --------------------------------------------------------------------------------------------- */
+
+static int give_back(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n) {
+    if (first->generation != shmt_fork_generation) {
+        return -ESTALE;
+    }
+    int rc = 0;
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        int one = shmt_slots_change(seg, first->index + i, words[i], shmt_word(SHMT_FREE, 0, shmt_word_gen(words[i])));
+        done += one == 0;
+        rc = one != 0 ? one : rc;
+    }
+    if (done > 0) {
+        shmt_event_wake(seg, &seg->header->free_event, done);
+    }
+    return rc;
+}
+
+int shmt_slot_abort(shmt_segment *seg, const shmt_slot *slot) { return give_back(seg, slot, &slot->word, 1); }
+
+int shmt_slot_abort_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n) {
+    return give_back(seg, first, words, n);
+}
+
+int shmt_slot_release(shmt_segment *seg, const shmt_slot *slot) { return give_back(seg, slot, &slot->word, 1); }
+
+int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n) {
+    return give_back(seg, first, words, n);
+}
+
+/* ---- consumer -------------------------------------------------------------------------------------------------------------------------- */
+
+static int try_acquire(shmt_segment *seg, void *arg, bool thorough) {
+    request *r = arg;
+    int rc = shmt_enter(seg);
+    if (rc != 0) {
+        return rc;
+    }
+    take_role(seg, SHMT_CONSUMER);
+    int got = shmt_order_take(seg, r->n, r->words, &r->first);
+    if (got == -EAGAIN && thorough && ended(seg)) {
+        got = shmt_order_take(seg, r->n, r->words, &r->first); /* once more: what came before the end counts */
+        return got == -EAGAIN ? -ESHUTDOWN : got;
+    }
+    return got;
+}
+
+/* What the producer wrote beside the item: copied here and bounded, for a corrupt size must not reach a view. */
+static int describe(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot *out) {
+    const shmt_slot_header *header = &seg->slots[index];
+    *out = (shmt_slot){
+        .data = payload(seg, index),
+        .word = word,
+        .nbytes = header->nbytes, /* plain: carried by A2 */
+        .tag = header->tag,
+        .index = index,
+        .tries = shmt_word_tries(word),
+        .generation = shmt_fork_generation,
+    };
+    if (out->nbytes > touchable(seg, index)) {
+        return -EUCLEAN;
+    }
+    if (SHMT_UNLIKELY((seg->geo.flags & SHMT_GROW) && out->nbytes > seg->mapped[index])) {
+        seg->mapped[index] = touchable(seg, index);
+        (void)shmt_memory_populate(out->data, seg->mapped[index]); /* reserved already: only faults are saved */
+    }
+    return 0;
+}
+
+static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *out) {
+    if (r->n == 0) {
+        return -EINVAL;
+    }
+    int rc = wait_or_give_up(seg, try_acquire(seg, r, deadline_ns == 0), &seg->header->ready_event, deadline_ns,
+                             try_acquire, r, offsetof(shmt_member_record, acquire_waits));
+    if (rc <= 0) {
+        return rc;
+    }
+    shmt_slot first, one;
+    int bad = describe(seg, r->first, r->words[0], &first);
+    for (int i = 1; i < rc; i++) {
+        bad |= describe(seg, r->first + (uint32_t)i, r->words[i], &one);
+    }
+    if (bad != 0) {
+        give_back(seg, &first, r->words, (uint32_t)rc);
+        return -EUCLEAN;
+    }
+    *out = first;
+    return rc;
+}
+
+int shmt_slot_acquire(shmt_segment *seg, int64_t deadline_ns, shmt_slot *out) {
+    uint64_t word;
+    int rc = acquire(seg, &(request){.n = 1, .words = &word}, deadline_ns, out);
+    return rc > 0 ? 0 : rc;
+}
+
+int shmt_slot_try_acquire(shmt_segment *seg, shmt_slot *out) { return shmt_slot_acquire(seg, 0, out); }
+
+int shmt_slot_acquire_many(shmt_segment *seg, uint32_t n, int64_t deadline_ns, uint64_t *words, shmt_slot *first) {
+    return acquire(seg, &(request){.n = n, .words = words}, deadline_ns, first);
+}
+
+int shmt_slot_try_acquire_many(shmt_segment *seg, uint32_t n, uint64_t *words, shmt_slot *first) {
+    return shmt_slot_acquire_many(seg, n, 0, words, first);
+}

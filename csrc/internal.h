@@ -1,0 +1,142 @@
+/* internal.h - the handle, and what each room offers the rooms after it. The order of the sections is the order of the
+ * rooms: memory, segment, members, slots, order, wait, reclaim. A file uses only what stands above its own section. */
+#ifndef SHMT_INTERNAL_H
+#define SHMT_INTERNAL_H
+
+#include "atomic.h"
+#include "layout.h"
+#include "shmt.h"
+
+#define SHMT_LIKELY(x) __builtin_expect(!!(x), 1)
+#define SHMT_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define SHMT_SLICE_NS INT64_C(100000000) /* nobody sleeps longer than this without looking after the dead */
+#define SHMT_FILE_PREFIX "shmtensor."
+#define SHMT_DIR "/dev/shm/"
+#define SHMT_NAME_MAX 200
+
+/* An acquired slot's process-local count. Slot i's lease lives in seg->leases[i]; a batch uses the first one's count and
+ * the words of all. Only a lease that was lost (its slot reclaimed and acquired anew while views live) is on the heap. */
+struct shmt_lease {
+    shmt_segment *seg;
+    uint64_t word;
+    shmt_atomic32 refs;  /* Slot objects, view holders, DLPack tensors */
+    uint32_t index;      /* of the first slot */
+    uint32_t n;          /* slots in this lease */
+    uint32_t generation; /* fork generation in which it was taken: elsewhere it releases nothing */
+    uint64_t *words;     /* NULL: leases[index + i].word; else on the heap, after the struct */
+};
+
+struct shmt_segment {
+    /* What every verb reads: set at attach, constant afterwards. */
+    shmt_header *header;
+    shmt_slot_header *slots;
+    shmt_atomic64 *cells;
+    shmt_member_record *records;
+    uint8_t *data;
+    shmt_geometry geo; /* private copy: shared geometry is never read again */
+    shmt_lease *leases;
+    uint64_t *mapped; /* SHMT_GROW: bytes of each slot that this process has mapped */
+    uint32_t spin_us;
+    bool few_hot_slots; /* claim from index 0: large payloads stay in few warm slots */
+
+    /* Membership of this process. */
+    shmt_atomic32 generation; /* fork generation joined in; 0: not joined or closed (edge M1 publishes the rest) */
+    shmt_atomic32 member;     /* 1..members */
+    shmt_atomic32 roles;
+    shmt_atomic32 cursor;     /* where the next claim begins to look */
+    shmt_atomic64 read_seen;  /* a read_seq seen earlier: bounds how full the ring can be */
+    shmt_atomic32 reclaiming; /* one thread at a time; a thread lock of this process, never waited for */
+    shmt_atomic32 closed;
+    int lock_fd; /* the private open file description whose lock on byte `member` says that we live; -1: none */
+    uint32_t cores;
+
+    /* The mapping. */
+    shmt_atomic32 refs; /* the handle itself, leases, view holders */
+    int fd;
+    uint8_t *base;
+    shmt_segment *origin; /* another handle of this process whose mapping and descriptor are shared; else NULL */
+    shmt_info info;
+    char name[SHMT_NAME_MAX + 1];
+
+    shmt_segment *next, *prev; /* registry.c's list, for fork */
+};
+
+static inline int shmt_round_up(uint64_t *value, uint64_t unit) {
+    if (__builtin_add_overflow(*value, unit - 1, value)) {
+        return 0;
+    }
+    *value -= *value % unit;
+    return 1;
+}
+
+/* ---- memory.c: reserve before touching ---------------------------------------------------------------------------- */
+int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes);
+int shmt_memory_populate(void *at, uint64_t nbytes);
+
+/* ---- names.c: files in /dev/shm ------------------------------------------------------------------------------------- */
+int shmt_name_path(const char *name, char *path, size_t size);
+int shmt_name_open(const char *path, int *fd);
+int shmt_name_born(int *fd);                       /* an unnamed file that can be given a name */
+int shmt_name_link(int fd, const char *path);      /* gives it the name, if nobody else has it */
+int shmt_name_linked(int fd);                      /* number of links, or -errno */
+bool shmt_name_is(const char *path, int fd);       /* does the path lead to this very file? */
+int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members); /* 1: it was the last member's, removed */
+
+/* ---- registry.c: which handles live in this process, and its fork generation ------------------------------------------ */
+extern uint32_t shmt_fork_generation; /* from 1; changes only in a freshly forked child, which has one thread */
+int shmt_registry_add(shmt_segment *seg);
+void shmt_registry_remove(shmt_segment *seg);
+void shmt_registry_lock(void);
+void shmt_registry_unlock(void);
+
+/* ---- segment.c ------------------------------------------------------------------------------------------------------------ */
+/* A second member of this process over the same mapping; how threads play processes under ThreadSanitizer. */
+int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out);
+
+/* ---- members.c: lock bytes ------------------------------------------------------------------------------------------------ */
+int shmt_member_lock_any(shmt_segment *seg, int lock_fd, uint32_t *id);
+int shmt_member_try_lock(const shmt_segment *seg, uint32_t id); /* 1 locked: its member was dead; 0 alive */
+void shmt_member_unlock(const shmt_segment *seg, uint32_t id);
+int shmt_member_open_lock(const shmt_segment *seg, int *lock_fd);
+void shmt_member_announce(shmt_segment *seg, uint32_t id);
+void shmt_member_clear(shmt_segment *seg, uint32_t id);
+void shmt_member_leave(shmt_segment *seg);
+bool shmt_member_any_producer(const shmt_segment *seg);
+shmt_member_record *shmt_member_mine(shmt_segment *seg);
+
+/* ---- slots.c: the slot word ------------------------------------------------------------------------------------------------- */
+int shmt_slots_claim(shmt_segment *seg, uint32_t probes, uint32_t n, uint64_t *words, uint32_t *first);
+int shmt_slots_change(shmt_segment *seg, uint32_t index, uint64_t from, uint64_t to);
+int shmt_slots_take(shmt_segment *seg, uint32_t index, uint64_t cell_gen, uint64_t *word);
+bool shmt_slots_any_unread(shmt_segment *seg);
+
+/* ---- order.c: which published slot is next ------------------------------------------------------------------------------------ */
+int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen);
+int shmt_order_take(shmt_segment *seg, uint32_t n, uint64_t *words, uint32_t *first);
+void shmt_order_mark(shmt_segment *seg, const uint64_t *wanted, uint8_t *found);
+uint64_t shmt_order_length(shmt_segment *seg);
+
+/* ---- wait.c: how to sleep and wake --------------------------------------------------------------------------------------------- */
+void shmt_event_wake(shmt_segment *seg, shmt_event *event, uint32_t n);
+void shmt_event_wake_all(shmt_event *event);
+typedef int (*shmt_attempt)(shmt_segment *seg, void *arg, bool thorough);
+int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt, void *arg,
+                    void (*slice_over)(shmt_segment *seg));
+
+/* ---- reclaim.c ------------------------------------------------------------------------------------------------------------------- */
+void shmt_reclaim_slice(shmt_segment *seg);
+
+/* What a verb does first: one load and one compare unless this process has yet to join. */
+static inline int shmt_enter(shmt_segment *seg) {
+    /* M1 acquire: pairs with the release in shmt_member_join(). Carries: member id, lock_fd, cursor. */
+    if (SHMT_LIKELY(shmt_load_acquire(&seg->generation) == shmt_fork_generation)) {
+        return 0;
+    }
+    return shmt_member_join(seg);
+}
+
+static inline uint32_t shmt_me(const shmt_segment *seg) {
+    return shmt_load_relaxed(&seg->member); /* ordered by M1 */
+}
+
+#endif

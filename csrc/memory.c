@@ -1,0 +1,168 @@
+/* memory.c - reserve memory before anyone touches it, and say how much there is.
+ *
+ * A sparse file on a full tmpfs kills whoever touches it first with SIGBUS; fallocate turns that into ENOSPC. A memfd has
+ * no limit of its own, so there an over-large fallocate ends in the OOM killer: every reservation is first compared with
+ * what the machine and the memory control groups have left. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+/* tmpfs used to undo a whole fallocate on any pending signal, so a periodic timer could starve one big call for ever. */
+#define RESERVE_CHUNK (UINT64_C(64) << 20)
+/* Left to the rest of the machine; a reservation below the first figure is not worth reading five files for. */
+#define CHECK_FROM (UINT64_C(4) << 20)
+#define MARGIN (UINT64_C(64) << 20)
+
+int64_t shmt_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Reads a small file of the kernel's whole; returns its length or -1. */
+static ssize_t slurp(const char *path, char *text, size_t size) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return -1;
+    }
+    ssize_t n = 0, got;
+    while ((size_t)n < size - 1 && (got = read(fd, text + n, size - 1 - (size_t)n)) > 0) {
+        n += got;
+    }
+    close(fd);
+    text[n] = '\0';
+    return n;
+}
+
+/* The number after `key` at the start of a line; `otherwise` where there is none. */
+static uint64_t number_after(const char *text, const char *key, uint64_t otherwise) {
+    size_t length = strlen(key);
+    for (const char *line = text; line && *line; line = strchr(line, '\n'), line += line != NULL) {
+        if (strncmp(line, key, length) == 0) {
+            char *end;
+            uint64_t value = strtoull(line + length, &end, 10);
+            return end == line + length ? otherwise : value;
+        }
+    }
+    return otherwise;
+}
+
+/* What one control group has left. Its page cache counts as used there but is given back on demand, so it counts as left
+ * here. */
+static uint64_t group_left(const char *dir, bool v2) {
+    char path[600], text[8192];
+    snprintf(path, sizeof path, "%s/%s", dir, v2 ? "memory.max" : "memory.limit_in_bytes");
+    if (slurp(path, text, sizeof text) <= 0) {
+        return UINT64_MAX;
+    }
+    uint64_t limit = number_after(text, "", UINT64_MAX); /* "max" is no number: no limit */
+    snprintf(path, sizeof path, "%s/%s", dir, v2 ? "memory.current" : "memory.usage_in_bytes");
+    if (slurp(path, text, sizeof text) <= 0) {
+        return UINT64_MAX;
+    }
+    uint64_t used = number_after(text, "", 0);
+    snprintf(path, sizeof path, "%s/memory.stat", dir);
+    if (slurp(path, text, sizeof text) > 0) {
+        uint64_t cache = number_after(text, v2 ? "inactive_file " : "total_inactive_file ", 0);
+        used -= cache < used ? cache : used;
+    }
+    return limit > used ? limit - used : 0;
+}
+
+/* The least that the group at `path` or any above it has left. In a container the path may be the host's: what does not
+ * exist is skipped, and the mount's own root is looked at in any case. */
+static uint64_t groups_left(const char *mount, const char *path, bool v2) {
+    char dir[560];
+    uint64_t least = UINT64_MAX;
+    int n = snprintf(dir, sizeof dir, "%s%s", mount, path);
+    if (n < 0 || (size_t)n >= sizeof dir) {
+        return least;
+    }
+    size_t root = strlen(mount);
+    for (;;) {
+        uint64_t left = group_left(dir, v2);
+        least = left < least ? left : least;
+        char *slash = strrchr(dir, '/');
+        if (!slash || (size_t)(slash - dir) < root) {
+            return least;
+        }
+        *slash = '\0';
+    }
+}
+
+uint64_t shmt_memory_left(void) {
+    char text[8192];
+    uint64_t left = UINT64_MAX;
+    if (slurp("/proc/meminfo", text, sizeof text) > 0) {
+        uint64_t kib = number_after(text, "MemAvailable:", UINT64_MAX / 1024);
+        left = kib * 1024;
+    }
+    if (slurp("/proc/self/cgroup", text, sizeof text) > 0) {
+        char *rest = NULL;
+        for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+            char *controllers = strchr(line, ':');
+            char *path = controllers ? strchr(controllers + 1, ':') : NULL;
+            if (!path) {
+                continue;
+            }
+            *path++ = '\0';
+            controllers++;
+            uint64_t group = UINT64_MAX;
+            if (*controllers == '\0') {
+                group = groups_left("/sys/fs/cgroup", path, true);
+            } else if (strcmp(controllers, "memory") == 0) {
+                group = groups_left("/sys/fs/cgroup/memory", path, false);
+            }
+            left = group < left ? group : left;
+        }
+    }
+    return left;
+}
+
+/* Reserves [offset, offset + nbytes) of the file. A part that was reserved before a failure stays reserved: the caller
+ * gives the whole file up, or tries the same range again. */
+int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes) {
+    if (nbytes >= CHECK_FROM) {
+        uint64_t left = shmt_memory_left();
+        if (nbytes > left || left - nbytes < MARGIN) {
+            return -ENOSPC;
+        }
+    }
+    while (nbytes > 0) {
+        uint64_t chunk = nbytes < RESERVE_CHUNK ? nbytes : RESERVE_CHUNK;
+        if (fallocate(fd, 0, (off_t)offset, (off_t)chunk) == 0) {
+            offset += chunk;
+            nbytes -= chunk;
+        } else if (errno != EINTR) {
+            return errno == EFBIG ? -ENOSPC : -errno;
+        }
+    }
+    return 0;
+}
+
+/* Maps pages writable without changing them, so that nobody pays a fault per 4 KiB later. A kernel before 5.14 says
+ * EINVAL: then the first touch pays, which is slower and nothing else. */
+int shmt_memory_populate(void *at, uint64_t nbytes) {
+    uintptr_t begin = (uintptr_t)at & ~(uintptr_t)(SHMT_PAGE - 1);
+    uintptr_t end = (uintptr_t)at + nbytes;
+    while (nbytes > 0 && madvise((void *)begin, end - begin, MADV_POPULATE_WRITE) != 0) {
+        if (errno == EINVAL) {
+            return 0;
+        }
+        if (errno != EINTR && errno != EAGAIN) {
+            return -errno;
+        }
+    }
+    return 0;
+}

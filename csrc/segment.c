@@ -1,0 +1,512 @@
+/* segment.c - create, attach, validate, close: one mapping of one file, knowing nothing of what the slots are for. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+
+#define HUGE_PAGE (UINT64_C(2) << 20)
+#define SPIN_US_DEFAULT 50u
+#define LARGE_PAYLOAD (UINT64_C(4) << 20) /* from here on few hot slots beat a private cursor */
+
+/* ---- geometry ----------------------------------------------------------------------------------------------------------- */
+
+/* Places everything that follows from the counts. Creator and attacher both run it, so that no offset that was read from
+ * shared memory is ever used: it is recomputed here and compared. */
+static int place(shmt_geometry *geo) {
+    if (geo->slots > SHMT_SLOTS_MAX || geo->members < 1 || geo->members > SHMT_MEMBERS_MAX ||
+        geo->meta_nbytes > SHMT_META_MAX || geo->slot_nbytes > SHMT_NBYTES_MAX || geo->slot_stride > SHMT_NBYTES_MAX) {
+        return -EINVAL;
+    }
+    uint64_t ring = 0;
+    if (geo->slots > 0) {
+        if (geo->slot_stride < geo->slot_nbytes || geo->slot_stride % SHMT_LINE != 0) {
+            return -EINVAL;
+        }
+        for (ring = 2; ring < 2 * (uint64_t)geo->slots; ring *= 2) {
+        }
+    }
+    uint64_t at = SHMT_PAGE;
+    geo->members_offset = at;
+    at += (uint64_t)(geo->members + 1) * sizeof(shmt_member_record); /* record 0 is nobody's */
+    geo->slots_offset = at;
+    at += (uint64_t)geo->slots * sizeof(shmt_slot_header);
+    geo->ring_offset = at;
+    at += ring * sizeof(shmt_atomic64);
+    geo->ring = (uint32_t)ring;
+    geo->meta_offset = at;
+    at += geo->meta_nbytes;
+    uint64_t unit = geo->flags & SHMT_HUGE_PAGES ? HUGE_PAGE : SHMT_PAGE;
+    shmt_round_up(&at, unit); /* cannot overflow: all of the above is below 2^24 */
+    geo->data_offset = at;
+    uint64_t data = geo->slot_nbytes;
+    if (geo->slots > 0 && __builtin_mul_overflow((uint64_t)geo->slots, geo->slot_stride, &data)) {
+        return -EOVERFLOW;
+    }
+    if (__builtin_add_overflow(at, data, &at) || !shmt_round_up(&at, unit) || at > SHMT_NBYTES_MAX) {
+        return -EOVERFLOW;
+    }
+    geo->total_nbytes = at;
+    return 0;
+}
+
+static int plan(const shmt_config *config, shmt_geometry *geo) {
+    const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP;
+    uint64_t unit = config->alignment;
+    if ((config->flags & ~known) != 0 || (unit & (unit - 1)) != 0 || config->slot_nbytes > SHMT_NBYTES_MAX ||
+        config->slot_stride > SHMT_NBYTES_MAX) {
+        return -EINVAL;
+    }
+    *geo = (shmt_geometry){
+        .abi = SHMT_ABI,
+        .slot_nbytes = config->slot_nbytes,
+        .seq_first = config->seq_first,
+        .slots = config->slots,
+        .members = config->members,
+        .meta_nbytes = config->meta_nbytes,
+        .flags = config->flags,
+        .producers = config->producers,
+    };
+    if (config->slots > 0) {
+        uint64_t stride = config->slot_nbytes;
+        bool grow = (config->flags & SHMT_GROW) != 0;
+        if (grow && config->slot_stride > stride) {
+            stride = config->slot_stride;
+        }
+        /* Small payloads side by side in pairs of lines: at one per page they would all fall into the same cache set. */
+        uint64_t natural = grow || stride >= SHMT_PAGE / 2 ? SHMT_PAGE : SHMT_PAIR;
+        stride += stride == 0;
+        if (!shmt_round_up(&stride, unit > natural ? unit : natural)) {
+            return -EOVERFLOW;
+        }
+        geo->slot_stride = stride;
+    }
+    return place(geo);
+}
+
+/* ---- the handle ---------------------------------------------------------------------------------------------------------- */
+
+static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *base, const char *name) {
+    seg->geo = *geo;
+    seg->base = base;
+    seg->header = (shmt_header *)(void *)base;
+    seg->records = (shmt_member_record *)(void *)(base + geo->members_offset);
+    seg->slots = (shmt_slot_header *)(void *)(base + geo->slots_offset);
+    seg->cells = (shmt_atomic64 *)(void *)(base + geo->ring_offset);
+    seg->data = base + geo->data_offset;
+    seg->spin_us = SPIN_US_DEFAULT;
+    seg->few_hot_slots = geo->slot_nbytes >= LARGE_PAYLOAD || (geo->flags & SHMT_GROW);
+    seg->lock_fd = -1;
+    seg->cores = 1;
+    shmt_store_relaxed(&seg->refs, 1);                    /* nobody else knows this handle yet */
+    shmt_store_relaxed(&seg->read_seen, geo->seq_first); /* likewise */
+    if (name) {
+        snprintf(seg->name, sizeof seg->name, "%s", name);
+    }
+    seg->info = (shmt_info){
+        .name = name ? seg->name : NULL,
+        .meta = base + geo->meta_offset,
+        .data = seg->data,
+        .data_nbytes = geo->total_nbytes - geo->data_offset,
+        .total_nbytes = geo->total_nbytes,
+        .slot_nbytes = geo->slot_nbytes,
+        .slot_stride = geo->slot_stride,
+        .identity = geo->identity,
+        .meta_nbytes = geo->meta_nbytes,
+        .slots = geo->slots,
+        .members = geo->members,
+        .flags = geo->flags,
+        .fd = seg->fd,
+    };
+}
+
+static int new_handle(const shmt_geometry *geo, uint8_t *base, int fd, const char *name, shmt_segment **out) {
+    shmt_segment *seg = calloc(1, sizeof *seg);
+    shmt_lease *leases = calloc(geo->slots + 1, sizeof *leases);
+    uint64_t *mapped = calloc(geo->slots + 1, sizeof *mapped);
+    if (!seg || !leases || !mapped) {
+        free(seg);
+        free(leases);
+        free(mapped);
+        return -ENOMEM;
+    }
+    seg->fd = fd;
+    seg->leases = leases;
+    seg->mapped = mapped;
+    fill_handle(seg, geo, base, name);
+    int rc = shmt_registry_add(seg);
+    if (rc != 0) {
+        free(leases);
+        free(mapped);
+        free(seg);
+        return rc;
+    }
+    *out = seg;
+    return 0;
+}
+
+/* The last member out takes the name along. In a forked child that never joined there is no lock_fd, so a child's copy of
+ * a handle removes nothing. */
+static void remove_name_if_last(const shmt_segment *seg) {
+    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
+    if (seg->info.name && seg->lock_fd >= 0 && shmt_name_path(seg->name, path, sizeof path) == 0) {
+        shmt_name_remove_if_last(seg->lock_fd, path, seg->geo.members);
+    }
+}
+
+/* The end of a handle whose last reference is gone, or that never came to life. */
+static void destroy(shmt_segment *seg) {
+    shmt_registry_remove(seg);
+    remove_name_if_last(seg);
+    shmt_member_leave(seg);
+    if (seg->origin) {
+        shmt_segment_drop(seg->origin);
+    } else {
+        munmap(seg->base, seg->geo.total_nbytes);
+        close(seg->fd);
+    }
+    free(seg->leases);
+    free(seg->mapped);
+    free(seg);
+}
+
+static int map(int fd, uint64_t nbytes, uint8_t **out) {
+    void *base = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED) {
+        return -errno;
+    }
+    madvise(base, nbytes, MADV_DONTDUMP); /* a core dump with a sparse 1 TiB mapping took 100 s */
+    *out = base;
+    return 0;
+}
+
+/* Advice after mapping: huge pages where the system allows them, then all reserved pages mapped at once. A failure to
+ * prefault for want of memory is an error, since a touch would then be fatal; advice is only advice. */
+static int advise(const shmt_geometry *geo, uint8_t *base) {
+    if (geo->flags & SHMT_HUGE_PAGES) {
+        madvise(base, geo->total_nbytes, MADV_HUGEPAGE);
+    }
+    int rc = shmt_memory_populate(base, geo->data_offset);
+    if (rc != 0 || !(geo->flags & SHMT_PREFAULT)) {
+        return rc;
+    }
+    if (geo->slots == 0) {
+        return shmt_memory_populate(base + geo->data_offset, geo->slot_nbytes);
+    }
+    if (!(geo->flags & SHMT_GROW)) {
+        return shmt_memory_populate(base + geo->data_offset, geo->total_nbytes - geo->data_offset);
+    }
+    for (uint32_t i = 0; i < geo->slots && rc == 0; i++) {
+        rc = shmt_memory_populate(base + geo->data_offset + i * geo->slot_stride, geo->slot_nbytes);
+    }
+    return rc;
+}
+
+/* ---- create --------------------------------------------------------------------------------------------------------------- */
+
+static int anonymous_file(int *out) {
+    /* By number: glibc before 2.27 has no wrapper. NOEXEC_SEAL since Linux 6.3, and asked for by vm.memfd_noexec. */
+    long fd = syscall(SYS_memfd_create, "shmtensor", 1u /* CLOEXEC */ | 2u /* ALLOW_SEALING */ | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL) {
+        fd = syscall(SYS_memfd_create, "shmtensor", 1u | 2u);
+    }
+    if (fd < 0) {
+        return -errno;
+    }
+    if (fchmod((int)fd, 0600) != 0) { /* others could open it through /proc else */
+        int rc = -errno;
+        close((int)fd);
+        return rc;
+    }
+    *out = (int)fd;
+    return 0;
+}
+
+/* Sizes and maps the file. A growing buffer asks for far more address space than memory; where that is not to be had
+ * (RLIMIT_AS, valgrind) each slot may grow less. */
+static int size_and_map(int fd, shmt_geometry *geo, uint8_t **base) {
+    for (;;) {
+        int rc = ftruncate(fd, (off_t)geo->total_nbytes) == 0 ? map(fd, geo->total_nbytes, base) : -errno;
+        if ((rc != -ENOMEM && rc != -EFBIG && rc != -EINVAL) || !(geo->flags & SHMT_GROW) || geo->slots == 0) {
+            return rc;
+        }
+        uint64_t stride = geo->slot_stride / 2;
+        stride -= stride % SHMT_PAGE;
+        if (stride < geo->slot_nbytes || stride == 0) {
+            return rc;
+        }
+        geo->slot_stride = stride;
+        rc = place(geo);
+        if (rc != 0) {
+            return rc;
+        }
+    }
+}
+
+static int reserve(int fd, const shmt_geometry *geo) {
+    if (!(geo->flags & SHMT_GROW) || geo->slots == 0) {
+        return shmt_memory_reserve(fd, 0, geo->total_nbytes);
+    }
+    int rc = shmt_memory_reserve(fd, 0, geo->data_offset);
+    for (uint32_t i = 0; i < geo->slots && rc == 0 && geo->slot_nbytes > 0; i++) {
+        rc = shmt_memory_reserve(fd, geo->data_offset + i * geo->slot_stride, geo->slot_nbytes);
+    }
+    return rc;
+}
+
+/* Fresh tmpfs pages are zero; only what must not be zero is written. Relaxed: nobody can attach before the magic. */
+static void initialise(uint8_t *base, shmt_geometry *geo, const shmt_config *config) {
+    shmt_header *header = (shmt_header *)(void *)base;
+    if (getrandom(&geo->identity, sizeof geo->identity, 0) != sizeof geo->identity) {
+        geo->identity = (uint64_t)shmt_now_ns() ^ (uint64_t)(uintptr_t)base;
+    }
+    header->geometry = *geo;
+    if (config->meta_nbytes > 0) {
+        memcpy(base + geo->meta_offset, config->meta, config->meta_nbytes);
+    }
+    shmt_store_relaxed(&header->write_seq, geo->seq_first);
+    shmt_store_relaxed(&header->read_seq, geo->seq_first);
+    shmt_slot_header *slots = (shmt_slot_header *)(void *)(base + geo->slots_offset);
+    for (uint32_t i = 0; i < geo->slots; i++) {
+        shmt_store_relaxed(&slots[i].word, shmt_word(SHMT_FREE, 0, geo->seq_first));
+        shmt_store_relaxed(&slots[i].reserved, geo->flags & SHMT_GROW ? geo->slot_nbytes : geo->slot_stride);
+    }
+    /* Cell i is next filled by the first position p >= seq_first that falls on it: until then it holds p's lap less one. */
+    shmt_atomic64 *cells = (shmt_atomic64 *)(void *)(base + geo->ring_offset);
+    for (uint64_t k = 0; k < geo->ring; k++) {
+        uint64_t p = geo->seq_first + k;
+        shmt_store_relaxed(&cells[p % geo->ring], shmt_cell(p / geo->ring - 1, 0, 0));
+    }
+    /* S1 magic: release; pairs with S1 in attach_mapping(). Carries: everything above. Without it an attacher that sees
+     * the magic might still see half a header. */
+    shmt_store_release(&header->magic, SHMT_MAGIC);
+}
+
+int shmt_segment_create(const shmt_config *config, shmt_segment **out) {
+    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
+    shmt_geometry geo = {0};
+    int rc = plan(config, &geo);
+    if (rc == 0 && config->name) {
+        rc = shmt_name_path(config->name, path, sizeof path);
+    }
+    if (rc == 0 && config->name) {
+        shmt_sweep(false, NULL, NULL); /* what the dead left behind, under this name or another */
+    }
+    int fd = -1;
+    if (rc == 0) {
+        rc = config->name ? shmt_name_born(&fd) : anonymous_file(&fd);
+    }
+    if (rc != 0) {
+        return rc;
+    }
+    uint8_t *base = NULL;
+    shmt_segment *seg = NULL;
+    rc = size_and_map(fd, &geo, &base);
+    if (rc == 0 && !config->name && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+        rc = -errno;
+    }
+    if (rc == 0) {
+        rc = reserve(fd, &geo);
+    }
+    if (rc == 0) {
+        rc = advise(&geo, base);
+    }
+    if (rc == 0) {
+        initialise(base, &geo, config);
+        rc = new_handle(&geo, base, fd, config->name, &seg);
+    }
+    if (!seg) {
+        if (base) {
+            munmap(base, geo.total_nbytes);
+        }
+        close(fd); /* no name yet: the kernel takes the memory back */
+        return rc;
+    }
+    for (uint32_t i = 0; i < geo.slots; i++) {
+        seg->mapped[i] = geo.slot_nbytes;
+    }
+    rc = shmt_member_join(seg);
+    if (rc == 0 && config->name) {
+        rc = shmt_name_link(fd, path);
+    }
+    if (rc != 0) {
+        destroy(seg);
+        return rc;
+    }
+    *out = seg;
+    return 0;
+}
+
+/* ---- attach ---------------------------------------------------------------------------------------------------------------- */
+
+/* Copies the header once, believes nothing in it that is not recomputed, and never reads geometry from there again. */
+static int read_geometry(int fd, shmt_geometry *geo) {
+    struct statx st;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_SIZE | STATX_TYPE, &st) != 0) {
+        return -errno;
+    }
+    if (!S_ISREG(st.stx_mode) || st.stx_size < SHMT_PAGE) {
+        return -EBADMSG;
+    }
+    void *page = mmap(NULL, SHMT_PAGE, PROT_READ, MAP_SHARED, fd, 0);
+    if (page == MAP_FAILED) {
+        return -errno;
+    }
+    shmt_header *header = page;
+    /* S1 acquire: pairs with the release in initialise(). */
+    uint64_t magic = shmt_load_acquire(&header->magic);
+    *geo = header->geometry;
+    munmap(page, SHMT_PAGE);
+    if (magic != SHMT_MAGIC) {
+        return -EBADMSG;
+    }
+    if (geo->abi != SHMT_ABI) {
+        return -EPROTONOSUPPORT;
+    }
+    shmt_geometry again = *geo;
+    if (place(&again) != 0 || memcmp(&again, geo, sizeof again) != 0 || geo->total_nbytes != st.stx_size) {
+        return -EUCLEAN;
+    }
+    return 0;
+}
+
+/* Takes over `fd` on success and on failure. */
+static int attach_file(int fd, const char *name, shmt_segment **out) {
+    shmt_geometry geo = {0};
+    uint8_t *base = NULL;
+    shmt_segment *seg = NULL;
+    int rc = read_geometry(fd, &geo);
+    if (rc == 0) {
+        rc = map(fd, geo.total_nbytes, &base);
+    }
+    if (rc == 0) {
+        rc = advise(&geo, base);
+    }
+    if (rc == 0) {
+        rc = new_handle(&geo, base, fd, name, &seg);
+    }
+    if (!seg) {
+        if (base) {
+            munmap(base, geo.total_nbytes);
+        }
+        close(fd);
+        return rc;
+    }
+    rc = shmt_member_join(seg);
+    if (rc == 0 && name && shmt_name_linked(fd) == 0) {
+        rc = -ENOENT; /* the last member took the name away while we were opening it */
+    }
+    if (rc != 0) {
+        destroy(seg);
+        return rc;
+    }
+    *out = seg;
+    return 0;
+}
+
+int shmt_segment_attach(const char *name, shmt_segment **out) {
+    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
+    int fd, rc = shmt_name_path(name, path, sizeof path);
+    if (rc == 0) {
+        rc = shmt_name_open(path, &fd);
+    }
+    return rc == 0 ? attach_file(fd, name, out) : rc;
+}
+
+int shmt_segment_attach_fd(int fd, shmt_segment **out) {
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return own < 0 ? -errno : attach_file(own, NULL, out);
+}
+
+int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out) {
+    shmt_segment *other;
+    int rc = new_handle(&seg->geo, seg->base, seg->fd, NULL, &other);
+    if (rc != 0) {
+        return rc;
+    }
+    shmt_segment_hold(seg);
+    other->origin = seg;
+    rc = shmt_member_join(other);
+    if (rc != 0) {
+        destroy(other);
+        return rc;
+    }
+    *out = other;
+    return 0;
+}
+
+/* ---- use and end ------------------------------------------------------------------------------------------------------------- */
+
+const shmt_info *shmt_segment_info(const shmt_segment *seg) { return &seg->info; }
+
+void shmt_spin_set(shmt_segment *seg, uint32_t spin_us) { seg->spin_us = spin_us; }
+
+int shmt_segment_prefault(const shmt_segment *seg, uint64_t offset, uint64_t nbytes) {
+    uint64_t end;
+    if (__builtin_add_overflow(offset, nbytes, &end) || end > seg->info.data_nbytes) {
+        return -EINVAL;
+    }
+    return shmt_memory_populate(seg->data + offset, nbytes);
+}
+
+bool shmt_segment_is_closed(const shmt_segment *seg) {
+    return shmt_load_relaxed(&seg->closed) != 0; /* a hint for messages; the verbs are stopped by edge M1 */
+}
+
+int shmt_segment_unlink(const shmt_segment *seg) {
+    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
+    if (!seg->info.name) {
+        return -EINVAL;
+    }
+    int rc = shmt_name_path(seg->name, path, sizeof path);
+    if (rc != 0) {
+        return rc;
+    }
+    if (!shmt_name_is(path, seg->fd)) {
+        return -ENOENT; /* gone, or another segment has the name by now */
+    }
+    return unlink(path) == 0 ? 0 : -errno;
+}
+
+void shmt_segment_close(shmt_segment *seg) {
+    /* M2 acq_rel: only one closer goes on. Nothing is carried; the verbs are stopped by generation = 0 below. */
+    if (shmt_exchange_acq_rel(&seg->closed, 1) != 0) {
+        return;
+    }
+    shmt_registry_lock();
+    bool joined = shmt_load_relaxed(&seg->generation) == shmt_fork_generation; /* under the registry's lock, as join */
+    shmt_store_release(&seg->generation, 0); /* M1: from here on every verb goes to join, which says -EBADF */
+    shmt_registry_unlock();
+    if (joined && (shmt_load_relaxed(&seg->roles) & SHMT_PRODUCER)) { /* written by this process only */
+        /* N1 seq_cst, in this order: a consumer that counts us as closed finds everything that we published. Killed in
+         * between, we are closed twice at most, and a reclaim clears the role. */
+        shmt_add_seq_cst(&seg->header->producers_closed, 1);
+        shmt_store_relaxed(&shmt_member_mine(seg)->roles, 0); /* ordered by the wake-up below */
+    }
+    remove_name_if_last(seg); /* now, and again when the last view dies: another handle's views may outlive us */
+    shmt_event_wake_all(&seg->header->ready_event);
+    shmt_event_wake_all(&seg->header->free_event);
+}
+
+void shmt_segment_hold(shmt_segment *seg) {
+    shmt_add_relaxed(&seg->refs, 1); /* the caller has a reference already: nothing to order */
+}
+
+void shmt_segment_drop(shmt_segment *seg) {
+    /* H1 acq_rel: pairs with itself in other threads. Carries: their last use of the mapping, before it is unmapped. */
+    if (shmt_sub_acq_rel(&seg->refs, 1) == 1) {
+        shmt_segment_close(seg);
+        destroy(seg);
+    }
+}

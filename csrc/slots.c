@@ -1,0 +1,105 @@
+/* slots.c - the slot word: one 64-bit compare-and-swap per step, and nothing else decides who owns a slot.
+ *
+ *     FREE --claim--> WRITING --publish--> READY --acquire--> READING --release--> FREE
+ *                     WRITING --abort----> FREE
+ *
+ * Edges (letters as in docs/protocol.md):
+ *     P2  publish, release             -> A2  acquire, acquire:   payload and item fields
+ *     R2  release/abort, seq_cst       -> C2  claim, acquire:     the last reader's loads precede the next writer's stores
+ *     C3  claim, seq_cst               <-> N3 end of stream:      either the claimer sees `shut` or the consumer sees WRITING
+ */
+#include <errno.h>
+
+#include "internal.h"
+
+/* Claims up to n consecutive FREE slots, looking at no more than `probes` words from this member's own cursor on. Private
+ * cursors keep producers off each other's lines; a shared free list made the stream four times slower. */
+int shmt_slots_claim(shmt_segment *seg, uint32_t probes, uint32_t n, uint64_t *words, uint32_t *first) {
+    const uint32_t slots = seg->geo.slots, me = shmt_me(seg);
+    uint32_t at = seg->few_hot_slots ? 0 : shmt_load_relaxed(&seg->cursor); /* a hint of this process */
+    at = at < slots ? at : 0;
+    uint32_t got = 0;
+    for (uint32_t k = 0; k < probes && got < n; k++) {
+        /* C1 seq_cst: pairs with the release's R2 through the free event. On the second try before sleeping it must not
+         * be ordered before the waiter's own fetch_or of W (E1). */
+        uint64_t word = shmt_load_seq_cst(&seg->slots[at].word);
+        if (shmt_word_state(word) == SHMT_FREE) {
+            uint64_t mine = shmt_word(SHMT_WRITING, me, shmt_word_gen(word) + 1);
+            /* C2/C3 seq_cst: acquires from R2, so that the last reader is done before we write; and is ordered before
+             * our look at `shut` (C3). */
+            if (shmt_cas_seq_cst(&seg->slots[at].word, &word, mine)) {
+                if (got == 0) {
+                    *first = at;
+                }
+                words[got++] = mine;
+                if (++at == slots) {
+                    at = 0;
+                    break; /* a run never wraps: one view must cover it */
+                }
+                continue;
+            }
+        }
+        if (got > 0) {
+            break;
+        }
+        if (++at == slots) {
+            at = 0;
+        }
+    }
+    if (got > 0) {
+        shmt_store_relaxed(&seg->cursor, at); /* a hint; a race between threads costs a probe */
+    }
+    return (int)got;
+}
+
+/* Any step by the slot's owner: -ESTALE if the slot is not ours any more. */
+int shmt_slots_change(shmt_segment *seg, uint32_t index, uint64_t from, uint64_t to) {
+    /* P2 publish: release half; pairs with A2. Carries: payload bytes and item fields. Without it a consumer may read a
+     * torn tensor.
+     * R2 release, abort: seq_cst; pairs with C2, carries the reader's last loads; and precedes, in the one order of
+     * seq_cst operations, our look at the free event (E2), or a claimer that goes to sleep now would not be woken. */
+    return shmt_cas_seq_cst(&seg->slots[index].word, &from, to) ? 0 : -ESTALE;
+}
+
+/* READY -> READING, if the slot still holds the item that the cell spoke of. 1: taken, 0: the cell is stale. */
+int shmt_slots_take(shmt_segment *seg, uint32_t index, uint64_t cell_gen, uint64_t *out) {
+    shmt_atomic64 *word = &seg->slots[index].word;
+    /* A1 acquire: a first look; the compare-and-swap decides. */
+    uint64_t seen = shmt_load_acquire(word);
+    while (shmt_word_is_ready(seen) && (shmt_word_gen(seen) & SHMT_CELL_GEN_MASK) == cell_gen) {
+        uint64_t mine = shmt_word(SHMT_READING | shmt_word_tries(seen), shmt_me(seg), shmt_word_gen(seen));
+        /* A2 acq_rel: acquires from P2 (payload and item fields); releases nothing but the word. Fails only if somebody
+         * took the item or a reclaimer changed its owner. */
+        if (shmt_cas_acq_rel(word, &seen, mine)) {
+            *out = mine;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Is anything still being written or waiting to be read? */
+bool shmt_slots_any_unread(shmt_segment *seg) {
+    for (uint32_t i = 0; i < seg->geo.slots; i++) {
+        /* N3 seq_cst: pairs with C3 in the claim. */
+        uint64_t word = shmt_load_seq_cst(&seg->slots[i].word);
+        if (shmt_word_state(word) == SHMT_WRITING || shmt_word_is_ready(word)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int shmt_slot_info_get(shmt_segment *seg, uint32_t index, shmt_slot_info *out) {
+    if (index >= seg->geo.slots) {
+        return -EINVAL;
+    }
+    uint64_t word = shmt_load_relaxed(&seg->slots[index].word); /* diagnosis: a moment's picture */
+    uint32_t state = shmt_word_state(word);
+    *out = (shmt_slot_info){
+        .state = shmt_word_is_reading(word) ? 3 : shmt_word_is_ready(word) ? 2 : state == SHMT_WRITING,
+        .owner = shmt_word_owner(word),
+        .gen = shmt_word_gen(word),
+    };
+    return 0;
+}

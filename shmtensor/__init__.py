@@ -1,0 +1,40 @@
+"""shmtensor: tensors between processes as slot numbers.
+
+    with st.TensorBuffer.create({"image": ((3, 224, 224), "uint8")}, slots=8) as buf: ...
+
+TensorBuffer hands items from producers to consumers; SharedTensor is one array that processes share.
+"""
+
+from shmtensor._core import Batch, Slot
+from shmtensor._version import __version__
+from shmtensor.buffer import TensorBuffer
+from shmtensor.errors import (
+    ClosedError,
+    LeaseLost,
+    PeersGone,
+    ShmError,
+    ShmLayoutError,
+    ShmNoSpaceError,
+    ShutDown,
+    WorkerDied,
+)
+from shmtensor.spec import Field, Spec
+from shmtensor.tensor import SharedTensor
+
+__all__ = [
+    "Batch",
+    "ClosedError",
+    "Field",
+    "LeaseLost",
+    "PeersGone",
+    "SharedTensor",
+    "ShmError",
+    "ShmLayoutError",
+    "ShmNoSpaceError",
+    "ShutDown",
+    "Slot",
+    "Spec",
+    "TensorBuffer",
+    "WorkerDied",
+    "__version__",
+]

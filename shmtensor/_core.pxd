@@ -1,0 +1,76 @@
+# _core.pxd - the fields of the extension types, each with its reason to be there.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from shmtensor._cshmt cimport shmt_lease, shmt_segment, shmt_slot
+from shmtensor._views cimport Field, Hold, Place
+
+cdef enum:
+    BATCH_MAX = 64  # slots in one batch: keeps the words inside the object
+
+
+cdef class Segment:
+    cdef shmt_segment *seg  # NULL: never opened, or closed and let go
+    cdef int pins           # calls without the GIL and claimed slots that use `seg` now; it is let go at 0
+    cdef bint closing       # close() came while pins > 0
+    cdef object __weakref__
+
+    cdef shmt_segment *open_seg(self) except NULL
+    cdef int let_go(self) except -1
+    cdef int pin(self) except -1
+    cdef void unpin(self) noexcept
+
+
+cdef class Array(Segment):
+    cdef readonly Field field
+    cdef Place at           # fixed: the shape is
+
+
+cdef class Buffer(Segment):
+    cdef dict table             # path -> Field
+    cdef tuple fields           # in the spec's order
+    cdef Field single           # the only field of a spec without names, else None
+    cdef uint64_t item_nbytes   # bytes of an item's fixed part
+    cdef uint64_t table_nbytes  # bytes of the shape table
+    cdef bint dynamic           # some field has a shape table
+    cdef readonly object spec
+
+    cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1
+    cdef Slot new_slot(self, const shmt_slot *s)
+    cdef int start_item(self, shmt_slot *s) except -1
+    cdef object reading(self, shmt_slot *s, bint strict)
+    cdef object items(self, shmt_slot *s, bint copy, bint torch)
+
+
+cdef class Slot:
+    cdef Buffer buffer
+    cdef shmt_slot s
+    cdef shmt_lease *lease   # of an acquired slot
+    cdef Hold hold           # base of the views, made with the first one
+    cdef list handed_out     # a writer's arrays, to be made read-only on publish
+    cdef uint64_t used       # bytes of the item so far; grows with unbounded fields
+    cdef int state
+    cdef bint strict
+
+    cdef int check_held(self) except -1
+    cdef int check_writing(self) except -1
+    cdef Field field(self, object key)
+    cdef Hold base(self)
+    cdef object view(self, Field f)
+    cdef int make_room(self, Field f, object shape) except -1
+    cdef int finish(self, int state) except -1
+
+
+cdef class Batch:
+    cdef Buffer buffer
+    cdef shmt_slot first
+    cdef uint64_t words[BATCH_MAX]
+    cdef int n
+    cdef shmt_lease *lease
+    cdef Hold hold
+    cdef list handed_out
+    cdef int state
+
+    cdef int check_held(self) except -1
+    cdef Field place(self, object key, Place *out)
+    cdef Hold base(self)
+    cdef int finish(self, int state, int count) except -1

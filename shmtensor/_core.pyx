@@ -1,0 +1,1096 @@
+"""The C core as extension types: convert, one call, raise.
+
+    Segment  one mapping of one segment
+    Array    a segment that is one array            (SharedTensor)
+    Buffer   a segment with slots and fields        (TensorBuffer)
+    Slot     a claimed or acquired slot
+    Batch    up to 64 of them that follow each other
+
+Policy - defaults, messages about a whole buffer, pickling - lives in buffer.py and tensor.py.
+"""
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.dict cimport PyDict_GetItem
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+cimport cython
+cimport numpy as cnp
+
+import errno
+
+from shmtensor.errors import ClosedError, error_from
+
+from shmtensor._cshmt cimport *
+from shmtensor._views cimport Field, Hold, Owner, Place, hold_new
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    int Py_REFCNT(object)
+    int get_buffer "PyObject_GetBuffer"(object exporter, Py_buffer *view, int flags) except -1
+
+cdef extern from "errno.h":
+    int EAGAIN, EINTR, ETIMEDOUT, EINVAL, EMSGSIZE, ENOSPC
+
+cdef int _EAGAIN = EAGAIN, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT
+
+cdef enum Verb:
+    CLAIM
+    ACQUIRE
+
+cdef enum State:
+    WRITING = 1
+    READING
+    PUBLISHED
+    ABORTED
+    RELEASED
+
+cdef object _ENDED = {PUBLISHED: "published", ABORTED: "aborted", RELEASED: "released"}
+
+
+cdef void _lease_hold(void *thing) noexcept nogil:
+    shmt_lease_hold(<shmt_lease *>thing)
+
+
+cdef void _lease_drop(void *thing) noexcept nogil:
+    shmt_lease_drop(<shmt_lease *>thing)
+
+
+cdef void _segment_hold(void *thing) noexcept nogil:
+    shmt_segment_hold(<shmt_segment *>thing)
+
+
+cdef void _segment_drop(void *thing) noexcept nogil:
+    shmt_segment_drop(<shmt_segment *>thing)
+
+
+# A reader's views keep its slot; a writer's, and a SharedTensor's, keep the mapping.
+cdef Owner LEASE
+LEASE.hold = _lease_hold
+LEASE.drop = _lease_drop
+cdef Owner MAPPING
+MAPPING.hold = _segment_hold
+MAPPING.drop = _segment_drop
+
+
+cdef int check(int rc, object what) except -1:
+    if rc < 0:
+        raise error_from(-rc, what)
+    return rc
+
+
+cdef int64_t _deadline(object timeout) except? -1:
+    """Seconds from now -> CLOCK_MONOTONIC nanoseconds."""
+    cdef double seconds
+    if timeout is None:
+        return SHMT_FOREVER
+    seconds = timeout
+    if not seconds >= 0:  # NaN too
+        raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
+    if seconds > 4e9:
+        return SHMT_FOREVER
+    return shmt_now_ns() + <int64_t>(seconds * 1e9)
+
+
+def memory_left():
+    """Bytes that could still be reserved: the machine's available memory or the control groups' limits, if less."""
+    return shmt_memory_left()
+
+
+cdef void _seen(void *arg, const char *name, int stale) noexcept with gil:
+    (<list>arg).append((name.decode(), bool(stale)))
+
+
+def sweep(bint dry_run=False):
+    """Removes the named segments of this user whose last member is dead.
+
+    Returns a list of (name, stale); with ``dry_run`` nothing is removed.
+    """
+    found = []
+    check(shmt_sweep(dry_run, _seen, <void *>found), "sweeping named segments")
+    return found
+
+
+# ---- Segment ---------------------------------------------------------------------------------------------------------------
+
+
+cdef class Segment:
+    """One mapping of one shared-memory segment in this process."""
+
+    def __dealloc__(self):
+        if self.seg != NULL:
+            shmt_segment_close(self.seg)
+            shmt_segment_drop(self.seg)
+
+    def _create(self, *, str name, uint64_t slot_nbytes, uint64_t slot_stride=0, uint32_t slots=0,
+                uint32_t members=256, uint32_t producers=0, bint grow=False, bint prefault=True, bint huge_pages=False,
+                bint drop=False, uint32_t alignment=0, uint64_t seq_first=0, bytes meta=b""):
+        cdef shmt_config config
+        cdef bytes encoded = None if name is None else name.encode("utf-8", "surrogateescape")
+        cdef int rc
+        if self.seg != NULL:
+            raise ValueError("already open")
+        if name is not None and "\0" in name:
+            raise ValueError(f"name {name!r} must consist of letters, digits, '.', '_' and '-'")
+        config.name = NULL if encoded is None else <const char *>encoded
+        config.slot_nbytes = slot_nbytes
+        config.slot_stride = slot_stride
+        config.slots = slots
+        config.members = members
+        config.flags = ((SHMT_GROW if grow else 0) | (SHMT_PREFAULT if prefault else 0)
+                        | (SHMT_HUGE_PAGES if huge_pages else 0) | (SHMT_DROP if drop else 0))
+        config.producers = producers
+        config.alignment = alignment
+        config.seq_first = seq_first
+        config.meta = <const char *>meta
+        config.meta_nbytes = <uint32_t>len(meta)
+        with nogil:
+            rc = shmt_segment_create(&config, &self.seg)
+        return rc
+
+    def _attach(self, str name):
+        cdef bytes encoded = name.encode("utf-8", "surrogateescape")
+        if self.seg != NULL:
+            raise ValueError("already open")
+        if "\0" in name:
+            raise ValueError(f"name {name!r} must consist of letters, digits, '.', '_' and '-'")
+        cdef const char *text = encoded
+        with nogil:
+            rc = shmt_segment_attach(text, &self.seg)
+        return rc
+
+    def _attach_fd(self, int fd):
+        if self.seg != NULL:
+            raise ValueError("already open")
+        with nogil:
+            rc = shmt_segment_attach_fd(fd, &self.seg)
+        return rc
+
+    cdef shmt_segment *open_seg(self) except NULL:
+        if self.seg == NULL or shmt_segment_is_closed(self.seg):
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return self.seg
+
+    cdef int pin(self) except -1:
+        self.open_seg()
+        self.pins += 1
+        return 0
+
+    cdef void unpin(self) noexcept:
+        self.pins -= 1
+        if self.pins == 0 and self.closing:
+            self.closing = False
+            shmt_segment_drop(self.seg)
+            self.seg = NULL
+
+    cdef int let_go(self) except -1:
+        if self.seg == NULL:
+            return 0
+        shmt_segment_close(self.seg)
+        if self.pins == 0:
+            shmt_segment_drop(self.seg)
+            self.seg = NULL
+        else:
+            self.closing = True
+        return 0
+
+    def close(self):
+        """Leaves the segment. Views that are alive stay valid, and so does the memory, until the last of them dies. The
+        last member of a named segment removes its name. Closing twice does nothing."""
+        self.let_go()
+
+    def unlink(self):
+        """Removes the name of a named segment; whoever is attached goes on.
+
+        Raises:
+            ValueError: the segment is anonymous.
+            FileNotFoundError: the name is gone already.
+        """
+        check(shmt_segment_unlink(self.open_seg()), f"unlinking {self.name!r}")
+
+    @property
+    def closed(self):
+        """Whether this handle was closed."""
+        return self.seg == NULL or bool(shmt_segment_is_closed(self.seg))
+
+    @property
+    def name(self):
+        """The name under which others may attach; None if the segment is anonymous."""
+        cdef const shmt_info *info = shmt_segment_info(self.open_seg())
+        return None if info.name == NULL else info.name.decode()
+
+    @property
+    def nbytes(self):
+        """Bytes of the whole file; of a growing buffer only a part of them is reserved."""
+        return shmt_segment_info(self.open_seg()).total_nbytes
+
+    @property
+    def _info(self):
+        cdef const shmt_info *info = shmt_segment_info(self.open_seg())
+        return {
+            "data_nbytes": info.data_nbytes, "slot_nbytes": info.slot_nbytes, "slot_stride": info.slot_stride,
+            "identity": info.identity, "slots": info.slots, "members": info.members, "flags": info.flags,
+        }
+
+    @property
+    def _meta(self):
+        cdef const shmt_info *info = shmt_segment_info(self.open_seg())
+        return (<const char *>info.meta)[:info.meta_nbytes]
+
+    @property
+    def _fd(self):
+        return shmt_segment_info(self.open_seg()).fd
+
+    @property
+    def _member(self):
+        check(shmt_member_join(self.open_seg()), "joining")
+        return shmt_member_id(self.seg)
+
+    def _prefault(self, uint64_t offset, uint64_t nbytes):
+        self.pin()
+        try:
+            with nogil:
+                rc = shmt_segment_prefault(self.seg, offset, nbytes)
+        finally:
+            self.unpin()
+        check(rc, "prefaulting")
+
+
+# ---- Array -----------------------------------------------------------------------------------------------------------------
+
+
+cdef class Array(Segment):
+    """A segment that is one array."""
+
+    def _set_field(self, placed):
+        self.field = Field(placed)
+        self.field.place(shmt_segment_info(self.open_seg()).data, shmt_segment_info(self.seg).slot_nbytes, &self.at)
+
+    def numpy(self):
+        """The array as numpy sees it, without a copy. It stays valid after close()."""
+        shmt_segment_hold(self.open_seg())
+        return self.field.array(&self.at, hold_new(self.seg, &MAPPING), True)
+
+    def torch(self):
+        """The array as a torch tensor, without a copy. It stays valid after close()."""
+        return self.field.tensor(&self.at, self.open_seg(), &MAPPING)
+
+    def write(self, x):
+        """Copies an array or tensor of the same shape and dtype into this one, from any strides.
+
+        Raises:
+            TypeError, ValueError: wrong dtype or shape.
+        """
+        self.pin()
+        try:
+            self.field.copy_in(&self.at, x)
+        finally:
+            self.unpin()
+
+    def __array__(self, dtype=None, copy=None):
+        return _as_array(self.numpy(), dtype, copy)
+
+    @property
+    def __array_interface__(self):
+        return self.numpy().__array_interface__
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        return self.field.capsule(&self.at, self.open_seg(), &MAPPING, _dlpack_version(max_version, dl_device, copy))
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        get_buffer(self.numpy(), view, flags)
+
+
+cdef object _as_array(object view, object dtype, object copy):
+    """What __array__ returns of a view."""
+    if dtype is not None and view.dtype != dtype:
+        if copy is False:
+            raise ValueError(f"a view of dtype {view.dtype} cannot become {dtype} without a copy")
+        return view.astype(dtype)
+    return view.copy() if copy else view
+
+
+cdef bint _dlpack_version(object max_version, object dl_device, object copy) except -1:
+    """Whether __dlpack__ may return a versioned capsule; raises for what shared memory cannot do."""
+    if dl_device is not None and tuple(dl_device) != (1, 0):
+        raise BufferError("shared memory is on the CPU; no other dl_device is possible")
+    if copy:
+        raise BufferError("shared memory is exported without a copy; copy=True is not possible")
+    return max_version is not None and max_version[0] >= 1
+
+
+# ---- Buffer ----------------------------------------------------------------------------------------------------------------
+
+
+cdef class Buffer(Segment):
+    """A segment with slots, whose items have fields."""
+
+    def _set_spec(self, spec, uint32_t spin_us):
+        self.spec = spec
+        self.fields = tuple([Field(p) for p in spec.fields])
+        self.table = {f.path: f for f in self.fields}
+        self.single = self.fields[0] if spec.single else None
+        self.item_nbytes = spec.nbytes
+        self.dynamic = spec.dynamic
+        self.table_nbytes = spec.table_nbytes
+        shmt_spin_set(self.open_seg(), spin_us)
+
+    # ---- waiting
+
+    cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1:
+        """Tries, and waits without the GIL if there is nothing. Returns how many slots were taken; 0: time-out."""
+        cdef int rc
+        cdef int64_t deadline
+        cdef shmt_segment *seg = self.open_seg()
+        if verb == CLAIM:
+            rc = shmt_slot_claim_many(seg, n, 0, words, out)
+        else:
+            rc = shmt_slot_acquire_many(seg, n, 0, words, out)
+        if rc > 0:
+            return rc
+        deadline = _deadline(timeout)
+        self.pins += 1
+        try:
+            while rc == -_EAGAIN or rc == -_EINTR:
+                with nogil:
+                    if verb == CLAIM:
+                        rc = shmt_slot_claim_many(seg, n, deadline, words, out)
+                    else:
+                        rc = shmt_slot_acquire_many(seg, n, deadline, words, out)
+                if rc == -_EINTR:
+                    PyErr_CheckSignals()
+        finally:
+            self.unpin()
+        if rc == -_ETIMEDOUT:
+            return 0
+        return check(rc, "claiming a slot" if verb == CLAIM else "acquiring an item")
+
+    # ---- producer
+
+    cdef Slot new_slot(self, const shmt_slot *s):
+        cdef Slot slot = Slot.__new__(Slot)
+        slot.buffer = self
+        slot.s = s[0]
+        return slot
+
+    cdef int start_item(self, shmt_slot *s) except -1:
+        """Forgets what the shape table said of the slot's last item."""
+        if self.dynamic:
+            memset(s.data, 0, self.table_nbytes)
+        return 0
+
+    def claim(self, timeout=None):
+        """Takes a free slot to write into, waiting up to ``timeout`` seconds (None: for ever) for one.
+
+        As a context manager the slot is published at the end of the block, or aborted if the block raises.
+
+        Raises:
+            TimeoutError: no slot became free; the message says who holds them.
+            ShutDown: the stream has ended.
+            ClosedError: this handle is closed.
+        """
+        cdef shmt_slot s
+        cdef uint64_t word
+        cdef Slot slot
+        if timeout is not None:
+            _deadline(timeout)
+        if self.wait(CLAIM, 1, &word, &s, timeout) == 0:
+            raise self._timed_out("claim", timeout)
+        self.start_item(&s)
+        self.pins += 1
+        slot = self.new_slot(&s)
+        slot.state = WRITING
+        slot.used = self.item_nbytes
+        return slot
+
+    def try_claim(self):
+        """A free slot to write into, or None at once if there is none. Raises what claim() raises but TimeoutError."""
+        cdef shmt_slot s
+        cdef Slot slot
+        cdef int rc = shmt_slot_try_claim(self.open_seg(), &s)
+        if rc == -_EAGAIN:
+            return None
+        check(rc, "claiming a slot")
+        self.start_item(&s)
+        self.pins += 1
+        slot = self.new_slot(&s)
+        slot.state = WRITING
+        slot.used = self.item_nbytes
+        return slot
+
+    def put(self, item, timeout=None):
+        """Claims a slot, copies ``item`` into it and publishes it: claim, write and publish in one call.
+
+        Args:
+            item: an array for a single-field spec, else a dict of them; numpy arrays, CPU torch tensors, numbers.
+            timeout: seconds to wait for a free slot; None waits for ever.
+
+        Raises:
+            TimeoutError, ShutDown, ClosedError: as claim().
+            KeyError, TypeError, ValueError: the item does not match the spec; nothing was published.
+        """
+        cdef shmt_slot s
+        cdef uint64_t word
+        cdef Slot slot
+        cdef Place at
+        if timeout is not None:
+            _deadline(timeout)
+        if self.single is None or self.dynamic:
+            slot = self.claim(timeout)
+            try:
+                slot.write(item)
+                slot.publish()
+            except BaseException:
+                if slot.state == WRITING:
+                    slot.abort()
+                raise
+            return
+        if self.wait(CLAIM, 1, &word, &s, timeout) == 0:
+            raise self._timed_out("claim", timeout)
+        self.pins += 1
+        try:
+            self.single.place(s.data, s.nbytes, &at)
+            self.single.copy_in(&at, item)
+            check(shmt_slot_publish(self.seg, &s, self.item_nbytes, 0), "publishing")
+        except BaseException:
+            shmt_slot_abort(self.seg, &s)  # published or lost already: does nothing
+            raise
+        finally:
+            self.unpin()
+
+    def claim_many(self, int n, timeout=None):
+        """Takes between 1 and ``n`` free slots that follow each other, waiting only for the first (see claim()); at most
+        64 at once. Each field of the batch is one view of shape (k, *shape).
+
+        Raises:
+            ValueError: n < 1.
+            TypeError: the spec has dynamic shapes.
+            TimeoutError, ShutDown, ClosedError: as claim().
+        """
+        return self._batch(CLAIM, n, timeout)
+
+    def acquire_many(self, int n, timeout=None):
+        """Takes between 1 and ``n`` published items, oldest first, that lie in slots which follow each other, waiting only
+        for the first; at most 64 at once. Raises as claim_many()."""
+        return self._batch(ACQUIRE, n, timeout)
+
+    def _batch(self, int verb, int n, timeout):
+        cdef Batch batch
+        cdef int rc
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
+        if self.dynamic:
+            raise TypeError("a batch is one view of many slots, so its items must have one shape: this spec has dynamic "
+                            "dimensions; use claim() and acquire()")
+        if timeout is not None:
+            _deadline(timeout)
+        batch = Batch.__new__(Batch)
+        batch.n = self.wait(verb, min(n, BATCH_MAX), batch.words, &batch.first, timeout)
+        if batch.n == 0:
+            raise self._timed_out("claim" if verb == CLAIM else "acquire", timeout)
+        batch.buffer = self
+        if verb == CLAIM:
+            self.pins += 1
+            batch.state = WRITING
+        else:
+            rc = shmt_lease_take(self.seg, &batch.first, batch.words, batch.n, &batch.lease)
+            if rc < 0:
+                shmt_slot_release_many(self.seg, &batch.first, batch.words, batch.n)
+                check(rc, "leasing a batch")
+            batch.state = READING
+        return batch
+
+    # ---- consumer
+
+    cdef object reading(self, shmt_slot *s, bint strict):
+        cdef Slot slot = self.new_slot(s)
+        check(shmt_lease_take(self.seg, s, &s.word, 1, &slot.lease), "leasing a slot")
+        slot.state = READING
+        slot.strict = strict
+        return slot
+
+    def acquire(self, timeout=None, *, bint strict=False):
+        """Takes the oldest published item, waiting up to ``timeout`` seconds (None: for ever) for one.
+
+        As a context manager the slot is released at the end of the block; views that are still alive then keep it until
+        they die. With ``strict`` such views raise BufferError instead.
+
+        Raises:
+            TimeoutError: nothing was published; the message says what the slots are doing.
+            ShutDown: the stream has ended and everything was acquired.
+            ClosedError: this handle is closed.
+        """
+        cdef shmt_slot s
+        cdef uint64_t word
+        if timeout is not None:
+            _deadline(timeout)
+        if self.wait(ACQUIRE, 1, &word, &s, timeout) == 0:
+            raise self._timed_out("acquire", timeout)
+        return self.reading(&s, strict)
+
+    def try_acquire(self, *, bint strict=False):
+        """The oldest published item, or None at once if there is none. Raises as acquire(), but no TimeoutError."""
+        cdef shmt_slot s
+        cdef int rc = shmt_slot_try_acquire(self.open_seg(), &s)
+        if rc == -_EAGAIN:
+            return None
+        check(rc, "acquiring an item")
+        return self.reading(&s, strict)
+
+    def get(self, timeout=None, *, bint copy=False, bint torch=False):
+        """The oldest published item as an array, or as a dict of arrays if the fields have names.
+
+        Args:
+            timeout: seconds to wait for an item; None waits for ever.
+            copy: own memory instead of views; the slot is released at once. Else it is released when the last of the
+                arrays, and of whatever aliases them, dies.
+            torch: torch tensors instead of numpy arrays.
+
+        Raises as acquire().
+        """
+        cdef shmt_slot s
+        cdef uint64_t word
+        if timeout is not None:
+            _deadline(timeout)
+        if self.wait(ACQUIRE, 1, &word, &s, timeout) == 0:
+            raise self._timed_out("acquire", timeout)
+        return self.items(&s, copy, torch)
+
+    cdef object items(self, shmt_slot *s, bint copy, bint torch):
+        cdef shmt_lease *lease = NULL
+        cdef Hold hold
+        cdef Place at
+        cdef Field f
+        check(shmt_lease_take(self.seg, s, &s.word, 1, &lease), "leasing a slot")
+        hold = hold_new(lease, &LEASE)
+        out = []
+        for f in self.fields if self.single is None else (self.single,):
+            f.place(s.data, s.nbytes, &at)
+            if torch:
+                view = f.tensor(&at, lease, &LEASE)
+                if copy:
+                    view = view.clone()
+            elif copy:
+                view = f.array_copy(&at)
+            else:
+                view = f.array(&at, hold, True)
+            if self.single is not None:
+                return view
+            out.append(view)
+        return self.spec.pack(out)
+
+    def get_many(self, int n, timeout=None, *, bint copy=False, bint torch=False):
+        """Between 1 and ``n`` items, oldest first, as a list of what get() returns; waits only for the first."""
+        cdef shmt_slot s
+        cdef uint64_t word
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
+        out = [self.get(timeout, copy=copy, torch=torch)]
+        while len(out) < n and shmt_slot_try_acquire(self.open_seg(), &s) == 0:
+            out.append(self.items(&s, copy, torch))
+        return out
+
+    # ---- the whole buffer
+
+    def shutdown(self):
+        """Ends the stream for everybody: claims raise ShutDown; acquires drain what was published, then raise it too."""
+        shmt_shutdown(self.open_seg())
+
+    def reclaim(self):
+        """Takes back what dead members held; returns how many members were found dead. Never waits."""
+        cdef int rc
+        self.pin()
+        try:
+            with nogil:
+                rc = shmt_reclaim(self.seg)
+        finally:
+            self.unpin()
+        return check(rc, "reclaiming")
+
+    def stats(self):
+        """Figures since the buffer was created, as a flat dict of ints; see docs. Reading them stops nobody."""
+        cdef shmt_stats s
+        check(shmt_stats_get(self.open_seg(), &s), "reading figures")
+        return dict(s)
+
+    def _members(self):
+        """What is known of each member: a list of dicts."""
+        cdef shmt_member_info info
+        cdef uint32_t i
+        out = []
+        for i in range(1, shmt_segment_info(self.open_seg()).members + 1):
+            if shmt_member_info_get(self.seg, i, &info) == 0:
+                out.append(dict(info))
+        return out
+
+    def _slot_states(self):
+        """(state, owner) of each slot; states: 0 free, 1 writing, 2 ready, 3 reading."""
+        cdef shmt_slot_info info
+        cdef uint32_t i
+        out = []
+        for i in range(shmt_segment_info(self.open_seg()).slots):
+            check(shmt_slot_info_get(self.seg, i, &info), "reading a slot's state")
+            out.append((info.state, info.owner))
+        return out
+
+
+# ---- Slot ------------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.freelist(64)
+@cython.no_gc
+cdef class Slot:
+    """A slot while it is held: from claim() to publish() or abort(), or from acquire() to release()."""
+
+    def __dealloc__(self):
+        self.hold = None
+        if self.state == WRITING:
+            shmt_slot_abort(self.buffer.seg, &self.s)  # in a forked child: does nothing
+            self.buffer.unpin()
+        elif self.state == READING:
+            shmt_lease_drop(self.lease)
+
+    def __repr__(self):
+        state = {WRITING: "claimed", READING: "acquired"}.get(self.state) or _ENDED[self.state]
+        return f"<Slot {self.s.index} {state}>"
+
+    cdef int check_held(self) except -1:
+        if self.state != WRITING and self.state != READING:
+            raise ValueError(f"slot {self.s.index} was already {_ENDED[self.state]}")
+        return 0
+
+    cdef int check_writing(self) except -1:
+        self.check_held()
+        if self.state != WRITING:
+            raise ValueError(f"slot {self.s.index} was acquired, not claimed: it cannot be written and published; "
+                             "release() it")
+        return 0
+
+    # ---- views
+
+    cdef Field field(self, object key):
+        cdef PyObject *found
+        if key is None:
+            if self.buffer.single is None:
+                raise ValueError(f"this item has several fields: say which of {', '.join(self.buffer.table)}")
+            return self.buffer.single
+        found = PyDict_GetItem(self.buffer.table, key)
+        return None if found == NULL else <Field>found
+
+    cdef Hold base(self):
+        if self.hold is None:
+            if self.state == READING:
+                shmt_lease_hold(self.lease)
+                self.hold = hold_new(self.lease, &LEASE)
+            else:
+                shmt_segment_hold(self.buffer.seg)
+                self.hold = hold_new(self.buffer.seg, &MAPPING)
+        return self.hold
+
+    cdef object view(self, Field f):
+        cdef Place at
+        f.place(self.s.data, self.s.nbytes, &at)
+        out = f.array(&at, self.base(), True)
+        if self.state == WRITING:
+            if self.handed_out is None:
+                self.handed_out = [out]
+            else:
+                self.handed_out.append(out)
+        return out
+
+    def __getitem__(self, key):
+        cdef Field f
+        self.check_held()
+        f = self.field(key)
+        if f is None:
+            return self.buffer._subtree(key, self.numpy)
+        return self.view(f)
+
+    def __setitem__(self, key, value):
+        """slot["x"] = array is slot.write("x", array)."""
+        self.write(key, value)
+
+    def numpy(self, field=None):
+        """The numpy view of a field; ``field`` may be left out if the item is a single array. No copy."""
+        cdef Field f
+        self.check_held()
+        f = self.field(field)
+        if f is None:
+            return self.buffer._subtree(field, self.numpy)
+        return self.view(f)
+
+    def torch(self, field=None):
+        """The torch view of a field; ``field`` may be left out if the item is a single array. No copy."""
+        cdef Place at
+        cdef Field f
+        self.check_held()
+        f = self.field(field)
+        if f is None:
+            return self.buffer._subtree(field, self.torch)
+        f.place(self.s.data, self.s.nbytes, &at)
+        if self.state == READING:
+            return f.tensor(&at, self.lease, &LEASE)
+        return f.tensor(&at, self.buffer.seg, &MAPPING)
+
+    def __array__(self, dtype=None, copy=None):
+        return _as_array(self.numpy(), dtype, copy)
+
+    @property
+    def __array_interface__(self):
+        return self.numpy().__array_interface__
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        cdef Place at
+        cdef Field f
+        cdef bint versioned = _dlpack_version(max_version, dl_device, copy)
+        self.check_held()
+        f = self.field(None)
+        f.place(self.s.data, self.s.nbytes, &at)
+        if self.state == READING:
+            return f.capsule(&at, self.lease, &LEASE, versioned)
+        return f.capsule(&at, self.buffer.seg, &MAPPING, versioned)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        # The exporter that is kept alive is the base, not this object: a name bound to the slot must not hold it. numpy's
+        # own export carries shape and format; an item of several fields is bytes.
+        self.check_held()
+        if self.buffer.single is None:
+            PyBuffer_FillInfo(view, self.base(), self.s.data, self.s.nbytes, False, flags)
+        else:
+            get_buffer(self.view(self.buffer.single), view, flags)
+
+    # ---- writing
+
+    def write(self, *args):
+        """``write(x)``: the whole item; ``write(field, x)``: one field. One copy, no conversion.
+
+        Args:
+            x: a numpy array, a CPU torch tensor of any strides, a number or list; for a whole item of several fields a
+                dict of them. The dtype must be the field's, and the shape too, except that it gives a dynamic field its
+                actual shape.
+
+        Raises:
+            KeyError, TypeError, ValueError: unknown or missing field, wrong dtype, wrong shape or too large.
+            ShmNoSpaceError: the slot had to grow and memory is exhausted.
+        """
+        cdef Field f
+        cdef Place at
+        self.check_writing()
+        if len(args) == 2:
+            f = self.field(args[0])
+            x = args[1]
+            if f is None:
+                for key, part in self.buffer._parts(args[0], x):
+                    self.write(key, part)
+                return
+        elif len(args) != 1:
+            raise TypeError(f"write() takes an item, or a field and its array; {len(args)} arguments were given")
+        elif self.buffer.single is None:
+            for f, x in zip(self.buffer.fields, self.buffer.spec.flatten(args[0])):
+                if f.dynamic:
+                    self.make_room(f, f.shape_of(x))
+                f.place(self.s.data, self.s.nbytes, &at)
+                f.copy_in(&at, x)
+            return
+        else:
+            f = self.buffer.single
+            x = args[0]
+        if f.dynamic:
+            self.make_room(f, f.shape_of(x))
+        f.place(self.s.data, self.s.nbytes, &at)
+        f.copy_in(&at, x)
+
+    def empty(self, field, shape):
+        """Gives a dynamic field its actual shape in this item and returns its numpy view, uninitialised."""
+        cdef Field f
+        self.check_writing()
+        f = self.field(field)
+        if f is None:
+            raise self.buffer._unknown(field)
+        if not f.dynamic:
+            raise ValueError(f"{f.label} has the fixed shape {f.describe()}: use slot[{field!r}]")
+        self.make_room(f, shape)
+        return self.view(f)
+
+    cdef int make_room(self, Field f, object shape) except -1:
+        """Finds room for a dynamic field: its own place if it is bounded, else behind what is used so far."""
+        cdef int64_t dims[32]
+        cdef uint64_t nbytes = f.size_of(shape, dims)
+        cdef uint64_t offset = f.offset if f.offset >= 0 else (self.used + 63) & ~<uint64_t>63
+        cdef int rc = 0
+        if offset + nbytes > self.s.nbytes:
+            with nogil:
+                rc = shmt_slot_reserve(self.buffer.seg, &self.s, offset + nbytes)
+            if rc < 0:
+                raise self.buffer._no_room(-rc, f.label, tuple(shape), offset + nbytes)
+        if f.offset < 0:
+            self.used = offset + nbytes
+        f.write_table(self.s.data, offset, dims)
+        return 0
+
+    # ---- the end
+
+    cdef int finish(self, int state) except -1:
+        """Views that were handed out become read-only; whoever keeps them keeps the mapping, not the slot."""
+        cdef cnp.ndarray array
+        self.state = state
+        self.hold = None
+        if self.handed_out is not None:
+            if state == PUBLISHED:
+                for array in self.handed_out:
+                    cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+            self.handed_out = None
+        self.buffer.unpin()
+        return 0
+
+    def publish(self):
+        """Makes the item visible to consumers: from here on it survives this process. numpy views of it that the slot
+        handed out turn read-only; slices and torch views of it do not, and must not be written any more.
+
+        Raises:
+            ValueError: already published or aborted, or a dynamic field was not written.
+            LeaseLost: the slot was reclaimed, or claimed before a fork.
+        """
+        cdef Field f
+        cdef Place at
+        self.check_writing()
+        if self.buffer.dynamic:
+            for f in self.buffer.fields:
+                if f.dynamic:
+                    f.place(self.s.data, self.s.nbytes, &at)
+        rc = shmt_slot_publish(self.buffer.seg, &self.s, self.used, self.s.tag)
+        self.finish(PUBLISHED if rc == 0 else ABORTED)
+        check(rc, f"publishing slot {self.s.index}")
+
+    def abort(self):
+        """Gives the claimed slot back unpublished. Raises ValueError if it was already published or aborted."""
+        self.check_writing()
+        rc = shmt_slot_abort(self.buffer.seg, &self.s)
+        self.finish(ABORTED)
+        check(rc, f"aborting slot {self.s.index}")
+
+    def release(self):
+        """Lets go of an acquired slot: it can be claimed again once the last view of it has died.
+
+        Raises:
+            ValueError: already released, or claimed and not acquired.
+            BufferError: acquired with ``strict`` and views are alive; the slot stays held.
+        """
+        cdef uint32_t own
+        self.check_held()
+        if self.state != READING:
+            raise ValueError(f"slot {self.s.index} was claimed, not acquired: publish() or abort() it")
+        if self.strict:
+            own = <uint32_t>1 if self.hold is None else <uint32_t>2
+            if (self.hold is not None and Py_REFCNT(self.hold) > 1) or shmt_lease_count(self.lease) > own:
+                raise BufferError(f"slot {self.s.index} is being released while views of it are alive: delete them, copy "
+                                  "what you keep, or acquire without strict=True")
+        self.state = RELEASED
+        self.hold = None
+        shmt_lease_drop(self.lease)
+        self.lease = NULL
+
+    def __enter__(self):
+        self.check_held()
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        if self.state == READING:
+            if kind is not None:
+                self.strict = False  # the block's own exception is the news
+            self.release()
+        elif self.state == WRITING:
+            if kind is not None:
+                self.abort()
+                return
+            try:
+                self.publish()
+            except BaseException:
+                if self.state == WRITING:
+                    self.abort()
+                raise
+
+    # ---- what it is
+
+    @property
+    def index(self):
+        """Which slot of the buffer it is: 0..slots-1."""
+        return self.s.index
+
+    @property
+    def nbytes(self):
+        """Bytes of the item."""
+        return self.used if self.state == WRITING else self.s.nbytes
+
+    @property
+    def tag(self):
+        """The producer's own number for the item, 0..2**64-1."""
+        return self.s.tag
+
+    @tag.setter
+    def tag(self, value):
+        self.check_writing()
+        self.s.tag = value
+
+    @property
+    def redelivered(self):
+        """How often the item was handed out before, to consumers who died with it."""
+        return self.s.tries
+
+
+# ---- Batch -----------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.freelist(16)
+@cython.no_gc
+cdef class Batch:
+    """Up to 64 slots that follow each other, held together. ``batch["x"]`` is one view of shape (len(batch), *shape)."""
+
+    def __dealloc__(self):
+        self.hold = None
+        if self.state == WRITING:
+            shmt_slot_abort_many(self.buffer.seg, &self.first, self.words, self.n)
+            self.buffer.unpin()
+        elif self.state == READING:
+            shmt_lease_drop(self.lease)
+
+    def __len__(self):
+        return self.n
+
+    def __repr__(self):
+        state = {WRITING: "claimed", READING: "acquired"}.get(self.state) or _ENDED[self.state]
+        return f"<Batch of {self.n} slots from {self.first.index} {state}>"
+
+    cdef int check_held(self) except -1:
+        if self.state != WRITING and self.state != READING:
+            raise ValueError(f"this batch was already {_ENDED[self.state]}")
+        return 0
+
+    cdef Field place(self, object key, Place *out):
+        cdef Field found
+        self.check_held()
+        if key is None and self.buffer.single is not None:
+            found = self.buffer.single
+        elif key in self.buffer.table:
+            found = self.buffer.table[key]
+        else:
+            raise self.buffer._unknown(key)
+        found.place_many(self.first.data, shmt_segment_info(self.buffer.seg).slot_stride, self.n, out)
+        return found
+
+    cdef Hold base(self):
+        if self.hold is None:
+            if self.state == READING:
+                shmt_lease_hold(self.lease)
+                self.hold = hold_new(self.lease, &LEASE)
+            else:
+                shmt_segment_hold(self.buffer.seg)
+                self.hold = hold_new(self.buffer.seg, &MAPPING)
+        return self.hold
+
+    def __getitem__(self, key):
+        return self.numpy(key)
+
+    def numpy(self, field=None):
+        """The numpy view of a field over all slots, shape (len(batch), *shape). No copy."""
+        cdef Place at
+        cdef Field f = self.place(field, &at)
+        out = f.array(&at, self.base(), True)
+        if self.state == WRITING:
+            if self.handed_out is None:
+                self.handed_out = [out]
+            else:
+                self.handed_out.append(out)
+        return out
+
+    def torch(self, field=None):
+        """The torch view of a field over all slots, shape (len(batch), *shape). No copy."""
+        cdef Place at
+        cdef Field f = self.place(field, &at)
+        if self.state == READING:
+            return f.tensor(&at, self.lease, &LEASE)
+        return f.tensor(&at, self.buffer.seg, &MAPPING)
+
+    def write(self, *args):
+        """``write(x)`` or ``write(field, x)``: x has shape (len(batch), *shape); for a whole batch of several fields it is
+        a dict of such arrays."""
+        cdef Place at
+        cdef Field f
+        self.check_held()
+        if self.state != WRITING:
+            raise ValueError("this batch was acquired, not claimed: it cannot be written")
+        if len(args) == 2:
+            f = self.place(args[0], &at)
+            f.copy_in(&at, args[1])
+        elif len(args) == 1:
+            for g, x in zip(self.buffer.fields, self.buffer.spec.flatten(args[0])):
+                f = self.place(g.path, &at)
+                f.copy_in(&at, x)
+        else:
+            raise TypeError(f"write() takes arrays, or a field and its arrays; {len(args)} arguments were given")
+
+    cdef int finish(self, int state, int count) except -1:
+        cdef cnp.ndarray array
+        cdef int rc = 0
+        cdef shmt_slot rest = self.first
+        if count > 0:
+            rc = shmt_slot_publish_many(self.buffer.seg, &self.first, self.words, count, self.buffer.item_nbytes)
+        if count < self.n:
+            rest.index += count
+            shmt_slot_abort_many(self.buffer.seg, &rest, self.words + count, self.n - count)
+        self.state = state
+        self.hold = None
+        if self.handed_out is not None:
+            for array in self.handed_out:
+                cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+            self.handed_out = None
+        self.buffer.unpin()
+        check(rc, "publishing a batch")
+        return 0
+
+    def publish(self, count=None):
+        """Publishes the first ``count`` slots (None: all), in order, with one wake-up, and aborts the others."""
+        self.check_held()
+        if self.state != WRITING:
+            raise ValueError("this batch was acquired, not claimed: release() it")
+        cdef int k = self.n if count is None else count
+        if not 0 <= k <= self.n:
+            raise ValueError(f"count must be 0..{self.n}, not {count}")
+        self.finish(PUBLISHED, k)
+
+    def abort(self):
+        """Gives all slots back unpublished."""
+        self.check_held()
+        if self.state != WRITING:
+            raise ValueError("this batch was acquired, not claimed: release() it")
+        self.finish(ABORTED, 0)
+
+    def release(self):
+        """Lets go of all slots; they can be claimed again once the last view has died."""
+        self.check_held()
+        if self.state != READING:
+            raise ValueError("this batch was claimed, not acquired: publish() or abort() it")
+        self.state = RELEASED
+        self.hold = None
+        shmt_lease_drop(self.lease)
+        self.lease = NULL
+
+    def __enter__(self):
+        self.check_held()
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        if self.state == READING:
+            self.release()
+        elif self.state == WRITING:
+            self.finish(PUBLISHED if kind is None else ABORTED, self.n if kind is None else 0)

@@ -1,0 +1,83 @@
+"""errno -> exception, one table: what the C core reports as -errno becomes the exception that users know."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+
+__all__ = [
+    "ClosedError",
+    "LeaseLost",
+    "PeersGone",
+    "ShmError",
+    "ShmLayoutError",
+    "ShmNoSpaceError",
+    "ShutDown",
+    "WorkerDied",
+    "error_from",
+]
+
+
+class ShmError(Exception):
+    """The base of every exception that is this package's own."""
+
+
+class ShmNoSpaceError(ShmError, OSError):
+    """Memory could not be reserved; nothing was touched and nothing is left behind."""
+
+
+class ShmLayoutError(ShmError, OSError):
+    """Not a segment of ours, one of an incompatible version, or one whose contents are corrupt."""
+
+
+class LeaseLost(ShmError):
+    """A slot was taken away from its holder: it was reclaimed, or it belongs to the process that forked."""
+
+
+class PeersGone(ShmError):
+    """Nobody is left alive who could end this wait."""
+
+
+class WorkerDied(ShmError):
+    """A worker process died before it delivered its result."""
+
+
+class ClosedError(ShmError, ValueError):
+    """This handle was closed."""
+
+
+# queue.ShutDown exists since Python 3.13; code that catches it there catches ours.
+_ShutDownBase: type[Exception] = getattr(queue, "ShutDown", Exception)
+
+
+class ShutDown(ShmError, _ShutDownBase):  # type: ignore[misc,valid-type]
+    """The stream has ended: nothing more can be claimed, and everything published has been acquired."""
+
+
+#: errno -> (exception, hint that names what to do). Where there is no entry, OSError picks the standard class
+#: (FileExistsError, FileNotFoundError, PermissionError, ...).
+_TABLE: dict[int, tuple[type[Exception], str]] = {
+    errno.EBADF: (ClosedError, "it is closed in this process"),
+    errno.ESTALE: (LeaseLost, "the slot is not this process's any more: it was reclaimed, or taken before a fork"),
+    errno.ESHUTDOWN: (ShutDown, "the stream has ended"),
+    errno.ETIMEDOUT: (TimeoutError, "the time-out passed"),
+    errno.EUCLEAN: (ShmLayoutError, "its contents in shared memory are corrupt"),
+    errno.EBADMSG: (ShmLayoutError, "it is not a shmtensor segment"),
+    errno.EPROTONOSUPPORT: (ShmLayoutError, "it was made by an incompatible version of shmtensor"),
+    errno.ENOSPC: (ShmNoSpaceError, "memory could not be reserved"),
+    errno.ENOMEM: (ShmNoSpaceError, "no address space or heap is left; see `ulimit -v`"),
+    errno.EMSGSIZE: (ValueError, "it does not fit into a slot: raise max_slot_nbytes="),
+    errno.EUSERS: (ShmError, "every member's place is taken: raise members="),
+    errno.ENXIO: (ShmError, "/proc is not mounted, and an anonymous segment needs it to join: mount it, or give a name="),
+    errno.EINVAL: (ValueError, "an argument is out of range"),
+    errno.EOVERFLOW: (ValueError, "the sizes overflow: lower slots= or max_slot_nbytes="),
+    errno.ENAMETOOLONG: (ValueError, "the name is longer than 200 characters"),
+}
+
+
+def error_from(code: int, what: str) -> Exception:
+    """The exception for errno ``code``, saying ``what`` failed."""
+    cls, hint = _TABLE.get(code, (OSError, os.strerror(code)))
+    message = f"{what}: {hint}"
+    return cls(code, message) if issubclass(cls, OSError) and cls is not TimeoutError else cls(message)

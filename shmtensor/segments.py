@@ -1,0 +1,99 @@
+"""What TensorBuffer and SharedTensor share: opening with messages that help, pickling as a handle, ending at exit."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import re
+import weakref
+from multiprocessing import reduction
+from typing import Any, Protocol
+
+from shmtensor._core import Segment, memory_left
+from shmtensor.errors import ShmNoSpaceError, error_from
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+#: Open named segments: a process that exits in an orderly way is no reason for a name to stay behind.
+_named: weakref.WeakSet[Segment] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_named() -> None:
+    for segment in list(_named):
+        segment.close()
+
+
+def check_name(name: object) -> None:
+    """Raises TypeError or ValueError unless ``name`` is None or may name a segment."""
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str or None, not {type(name).__name__}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"name {name!r} must consist of letters, digits, '.', '_' and '-': it becomes the file "
+            "/dev/shm/shmtensor.<name>"
+        )
+    if len(name) > 200:
+        raise ValueError(f"name has {len(name)} characters; at most 200 are possible")
+
+
+def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes: int = 0) -> None:
+    """Raises for the -errno of a create or an attach, saying what would help; registers an open named segment."""
+    if rc == 0:
+        if name is not None:
+            _named.add(segment)
+        return
+    if rc in (-errno.ENOSPC, -errno.ENOMEM):
+        raise ShmNoSpaceError(-rc, f"{what}: {no_space(nbytes, name)}")
+    if rc == -errno.EPERM and name is not None:
+        raise PermissionError(
+            errno.EPERM,
+            f"{what}: /dev/shm/shmtensor.{name} is not a plain file of this user with mode 0600, so it is not trusted",
+        )
+    if rc == -errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, f"{what}: a segment of this name is in use; attach to it, or choose another")
+    if rc == -errno.ENOENT and name is not None:
+        raise FileNotFoundError(errno.ENOENT, f"{what}: there is no segment of this name")
+    raise error_from(-rc, what)
+
+
+def no_space(nbytes: int, name: str | None) -> str:
+    """What was wanted, what is free, and which limit to raise."""
+    wanted = f"{nbytes:,} bytes wanted" if nbytes else "more memory wanted"
+    text = f"{wanted}; {memory_left():,} bytes of memory are left (64 MiB of them stay in reserve)"
+    if name is not None:
+        try:
+            shm = os.statvfs("/dev/shm")
+            text += f", {shm.f_bavail * shm.f_frsize:,} bytes in /dev/shm"
+        except OSError:
+            text += ", and /dev/shm cannot be read"
+        text += ". Make it smaller, enlarge /dev/shm (docker: --shm-size), or leave name= out: anonymous segments are"
+        return text + " not limited by /dev/shm"
+    return text + ". Make it smaller, or raise the memory limit of this container or control group"
+
+
+class _Attachable(Protocol):
+    @classmethod
+    def _from_fd(cls, fd: int) -> Any: ...
+    @classmethod
+    def attach(cls, name: str) -> Any: ...
+
+
+def handle_of(segment: Segment) -> tuple[Any, ...]:
+    """A picklable handle: the name, or a descriptor in multiprocessing's own wrapping."""
+    name = segment.name
+    return ("name", name) if name is not None else ("fd", reduction.DupFd(segment._fd))
+
+
+def from_handle(cls: type[_Attachable], kind: str, value: Any) -> Any:
+    """Attaches to what handle_of() described, in the process where it was unpickled."""
+    if kind == "name":
+        return cls.attach(value)
+    fd = value.detach()
+    try:
+        return cls._from_fd(fd)
+    finally:
+        os.close(fd)
