@@ -11,7 +11,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-cflags = ["-std=c11", "-O2", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+cflags = ["-std=c11", "-O3", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 ldflags = ["-pthread"]
 if sanitizers := os.environ.get("SHMTENSOR_SANITIZE"):
     checks = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]
@@ -27,7 +27,7 @@ def extension(name, csources):
         f"shmtensor.{name}",
         [f"shmtensor/{name}.pyx", *csources],
         # Without the headers here an edit to one rebuilds nothing, and the sdist lacks them.
-        depends=["setup.py", *sorted(glob("csrc/*.h") + glob("shmtensor/*.pxd"))],
+        depends=["setup.py", *sorted(glob("csrc/*.[ch]") + glob("shmtensor/*.pxd"))],
         include_dirs=["csrc", numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=cflags,
@@ -46,7 +46,7 @@ directives = {
 
 setup(
     ext_modules=cythonize(
-        [extension("_views", ["csrc/copy.c"]), extension("_core", sorted(glob("csrc/*.c")))],
+        [extension("_views", ["csrc/copy.c"]), extension("_core", ["csrc/unity.c"])],
         build_dir="build/cython",  # the generated C stays out of the source tree
         compiler_directives=directives,
     )

@@ -92,7 +92,7 @@ static int wait_or_give_up(shmt_segment *seg, int rc, shmt_event *event, int64_t
 }
 
 static int claim(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *out) {
-    if (r->n == 0) {
+    if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
     }
     int rc = wait_or_give_up(seg, try_claim(seg, r, true), &seg->header->free_event, deadline_ns, try_claim, r,
@@ -160,6 +160,9 @@ static int publish(shmt_segment *seg, uint32_t index, uint64_t word, uint64_t nb
     shmt_slot_header *header = &seg->slots[index];
     if (nbytes > touchable(seg, index)) {
         return -EMSGSIZE;
+    }
+    if (shmt_load_relaxed(&header->word) != word) { /* a second publish must not touch what is another's; P2 decides */
+        return -ESTALE;
     }
     header->nbytes = nbytes; /* plain: ours until P2 */
     header->tag = tag;
@@ -278,7 +281,7 @@ static int describe(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot 
 }
 
 static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *out) {
-    if (r->n == 0) {
+    if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
     }
     int rc = wait_or_give_up(seg, try_acquire(seg, r, deadline_ns == 0), &seg->header->ready_event, deadline_ns,

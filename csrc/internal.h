@@ -37,6 +37,7 @@ struct shmt_segment {
     shmt_lease *leases;
     uint64_t *mapped; /* SHMT_GROW: bytes of each slot that this process has mapped */
     uint32_t spin_us;
+    uint32_t ring_shift; /* log2 of geo.ring */
     bool few_hot_slots; /* claim from index 0: large payloads stay in few warm slots */
 
     /* Membership of this process. */

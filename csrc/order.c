@@ -17,7 +17,8 @@
 /* Shared memory may hold anything: no loop below ends on a shared word's say alone. */
 #define TURNS_MAX (1u << 22)
 
-static uint64_t lap_of(const shmt_segment *seg, uint64_t p) { return (p / seg->geo.ring) & SHMT_LAP_MASK; }
+/* A shift: a division by the ring's size would be a third of the whole hand-off. */
+static uint64_t lap_of(const shmt_segment *seg, uint64_t p) { return p >> seg->ring_shift & SHMT_LAP_MASK; }
 
 int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen) {
     shmt_header *header = seg->header;
@@ -33,7 +34,7 @@ int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen) {
             if (p - shmt_load_relaxed(&seg->read_seen) >= ring) { /* a bound of this process, refreshed here */
                 uint64_t r = shmt_load_seq_cst(&header->read_seq); /* O3: how far the readers are, at least */
                 shmt_store_relaxed(&seg->read_seen, r); /* a bound of this process */
-                if (p - r >= ring) {
+                if ((int64_t)(p - r) >= (int64_t)ring) { /* r may be ahead of p: the one who pushed there rests */
                     if (shmt_load_seq_cst(&header->write_seq) != p) { /* O2: we looked at an old position */
                         continue;
                     }

@@ -113,7 +113,9 @@ int shmt_member_join(shmt_segment *seg) {
             seg->lock_fd = lock_fd;
             shmt_store_relaxed(&seg->member, id); /* published by M1 below */
             shmt_store_relaxed(&seg->roles, 0);   /* likewise */
-            shmt_store_relaxed(&seg->cursor, seg->geo.slots ? (id * 2654435761u) % seg->geo.slots : 0); /* likewise */
+            /* Members begin far apart, and at a multiple of 16, so that runs of a power of two stay whole. */
+            uint32_t start = seg->geo.slots ? (id * 2654435761u) % seg->geo.slots & ~15u : 0;
+            shmt_store_relaxed(&seg->cursor, start); /* likewise */
             cpu_set_t usable;
             seg->cores = sched_getaffinity(0, sizeof usable, &usable) == 0 ? (uint32_t)CPU_COUNT(&usable) : 1;
             rc = reclaim_member(seg, id); /* what the last holder of this byte left when it died */
@@ -145,15 +147,15 @@ int shmt_reclaim(shmt_segment *seg) {
     }
     int taken = 0;
     for (uint32_t id = 1; id <= seg->geo.members && rc == 0; id++) {
-        bool suspect = holds[id] || shmt_load_relaxed(&seg->records[id].pid) != 0; /* a hint: the lock decides */
-        if (!suspect || id == me || !shmt_member_try_lock(seg, id)) {
+        bool died = shmt_load_relaxed(&seg->records[id].pid) != 0; /* a hint: the lock decides; 0: it left by itself */
+        if ((!died && !holds[id]) || id == me || !shmt_member_try_lock(seg, id)) {
             continue;
         }
         rc = reclaim_member(seg, id);
         shmt_member_clear(seg, id);
         shmt_member_unlock(seg, id);
-        shmt_add_relaxed(&seg->header->reclaimed, 1); /* a figure for people */
-        taken++;
+        shmt_add_relaxed(&seg->header->reclaimed, died); /* a figure for people */
+        taken += died;
     }
     shmt_store_release(&seg->reclaiming, 0); /* G1 */
     if (taken > 0) { /* the end of the last producer is an event too */

@@ -25,7 +25,8 @@
 /* Places everything that follows from the counts. Creator and attacher both run it, so that no offset that was read from
  * shared memory is ever used: it is recomputed here and compared. */
 static int place(shmt_geometry *geo) {
-    if (geo->slots > SHMT_SLOTS_MAX || geo->members < 1 || geo->members > SHMT_MEMBERS_MAX ||
+    const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP;
+    if ((geo->flags & ~known) != 0 || geo->slots > SHMT_SLOTS_MAX || geo->members < 1 || geo->members > SHMT_MEMBERS_MAX ||
         geo->meta_nbytes > SHMT_META_MAX || geo->slot_nbytes > SHMT_NBYTES_MAX || geo->slot_stride > SHMT_NBYTES_MAX) {
         return -EINVAL;
     }
@@ -62,9 +63,8 @@ static int place(shmt_geometry *geo) {
 }
 
 static int plan(const shmt_config *config, shmt_geometry *geo) {
-    const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP;
     uint64_t unit = config->alignment;
-    if ((config->flags & ~known) != 0 || (unit & (unit - 1)) != 0 || config->slot_nbytes > SHMT_NBYTES_MAX ||
+    if ((unit & (unit - 1)) != 0 || config->slot_nbytes > SHMT_NBYTES_MAX ||
         config->slot_stride > SHMT_NBYTES_MAX) {
         return -EINVAL;
     }
@@ -106,6 +106,7 @@ static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *ba
     seg->cells = (shmt_atomic64 *)(void *)(base + geo->ring_offset);
     seg->data = base + geo->data_offset;
     seg->spin_us = SPIN_US_DEFAULT;
+    seg->ring_shift = geo->ring ? (uint32_t)__builtin_ctz(geo->ring) : 0;
     seg->few_hot_slots = geo->slot_nbytes >= LARGE_PAYLOAD || (geo->flags & SHMT_GROW);
     seg->lock_fd = -1;
     seg->cores = 1;
@@ -167,9 +168,11 @@ static void remove_name_if_last(const shmt_segment *seg) {
 
 /* The end of a handle whose last reference is gone, or that never came to life. */
 static void destroy(shmt_segment *seg) {
-    shmt_registry_remove(seg);
+    shmt_registry_lock(); /* a child forked off meanwhile would keep the lock, not knowing that it has it */
     remove_name_if_last(seg);
     shmt_member_leave(seg);
+    shmt_registry_unlock();
+    shmt_registry_remove(seg);
     if (seg->origin) {
         shmt_segment_drop(seg->origin);
     } else {

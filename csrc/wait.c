@@ -22,7 +22,7 @@
 
 #include "internal.h"
 
-#define TURNS_MAX (1u << 20)
+#define WAKE_TURNS_MAX (1u << 20)
 #define PAUSE_ONLY_NS 5000
 #define PAUSES_PER_YIELD 8
 #define PAUSES_PER_CLOCK 16
@@ -40,7 +40,7 @@ static void count(shmt_segment *seg, size_t offset) {
 
 void shmt_event_wake(shmt_segment *seg, shmt_event *event, uint32_t n) {
     uint32_t seen = shmt_load_seq_cst(&event->word); /* E2: after the change, in the one order */
-    for (uint32_t turn = 0; SHMT_UNLIKELY(seen & SHMT_EVENT_W) && turn < TURNS_MAX; turn++) {
+    for (uint32_t turn = 0; SHMT_UNLIKELY(seen & SHMT_EVENT_W) && turn < WAKE_TURNS_MAX; turn++) {
         /* E3 seq_cst: seq moves on, so that a waiter which looked before the change does not fall asleep now. */
         if (!shmt_cas_seq_cst(&event->word, &seen, seen + SHMT_EVENT_STEP)) {
             continue; /* seen is fresh */

@@ -30,15 +30,21 @@ cdef class Buffer(Segment):
     cdef tuple fields           # in the spec's order
     cdef Field single           # the only field of a spec without names, else None
     cdef uint64_t item_nbytes   # bytes of an item's fixed part
+    cdef uint64_t stride        # bytes from slot to slot; an acquired batch outlives this handle's mapping
     cdef uint64_t table_nbytes  # bytes of the shape table
+    cdef bint flat              # the spec is a dict without dicts in it
     cdef bint dynamic           # some field has a shape table
     cdef readonly object spec
 
     cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1
-    cdef Slot new_slot(self, const shmt_slot *s)
-    cdef int start_item(self, shmt_slot *s) except -1
-    cdef object reading(self, shmt_slot *s, bint strict)
-    cdef object items(self, shmt_slot *s, bint copy, bint torch)
+    cdef int wait_slowly(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout,
+                         int rc) except -1
+    cdef int start(self, Slot slot) except -1
+    cdef int grow(self, shmt_slot *s, uint64_t nbytes, object what) except -1
+    cdef int grow_all(self, Batch batch) except -1
+    cdef int lend(self, Slot slot, bint strict) except -1
+    cdef object item(self, shmt_slot *s, bint copy, bint torch)
+    cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch)
 
 
 cdef class Slot:
@@ -46,7 +52,7 @@ cdef class Slot:
     cdef shmt_slot s
     cdef shmt_lease *lease   # of an acquired slot
     cdef Hold hold           # base of the views, made with the first one
-    cdef list handed_out     # a writer's arrays, to be made read-only on publish
+    cdef object handed_out   # a writer's array, or a list of them, to be made read-only on publish
     cdef uint64_t used       # bytes of the item so far; grows with unbounded fields
     cdef int state
     cdef bint strict
@@ -56,8 +62,14 @@ cdef class Slot:
     cdef Field field(self, object key)
     cdef Hold base(self)
     cdef object view(self, Field f)
+    cdef int write_field(self, Field f, object x) except -1
+    cdef int write_item(self, object item) except -1
     cdef int make_room(self, Field f, object shape) except -1
     cdef int finish(self, int state) except -1
+    cdef int do_publish(self) except -1
+    cdef int do_abort(self) except -1
+    cdef int do_release(self) except -1
+    cdef int publish_or_abort(self) except -1
 
 
 cdef class Batch:

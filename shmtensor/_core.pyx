@@ -47,7 +47,8 @@ cdef enum State:
     ABORTED
     RELEASED
 
-cdef object _ENDED = {PUBLISHED: "published", ABORTED: "aborted", RELEASED: "released"}
+cdef object _NOTHING = object()
+cdef object _ENDED = {0: "ended", PUBLISHED: "published", ABORTED: "aborted", RELEASED: "released"}
 
 
 cdef void _lease_hold(void *thing) noexcept nogil:
@@ -86,7 +87,10 @@ cdef int64_t _deadline(object timeout) except? -1:
     cdef double seconds
     if timeout is None:
         return SHMT_FOREVER
-    seconds = timeout
+    try:
+        seconds = timeout
+    except TypeError:
+        raise TypeError(f"timeout must be None or a number of seconds >= 0, not {timeout!r:.80}") from None
     if not seconds >= 0:  # NaN too
         raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
     if seconds > 4e9:
@@ -134,7 +138,9 @@ cdef class Segment:
             raise ValueError("already open")
         if name is not None and "\0" in name:
             raise ValueError(f"name {name!r} must consist of letters, digits, '.', '_' and '-'")
-        config.name = NULL if encoded is None else <const char *>encoded
+        config.name = NULL
+        if encoded is not None:
+            config.name = encoded
         config.slot_nbytes = slot_nbytes
         config.slot_stride = slot_stride
         config.slots = slots
@@ -144,7 +150,7 @@ cdef class Segment:
         config.producers = producers
         config.alignment = alignment
         config.seq_first = seq_first
-        config.meta = <const char *>meta
+        config.meta = <const void *><char *>meta
         config.meta_nbytes = <uint32_t>len(meta)
         with nogil:
             rc = shmt_segment_create(&config, &self.seg)
@@ -294,7 +300,7 @@ cdef class Array(Segment):
 
     @property
     def __array_interface__(self):
-        return self.numpy().__array_interface__
+        return _interface(self.numpy())
 
     def __dlpack_device__(self):
         return (1, 0)
@@ -313,6 +319,16 @@ cdef object _as_array(object view, object dtype, object copy):
             raise ValueError(f"a view of dtype {view.dtype} cannot become {dtype} without a copy")
         return view.astype(dtype)
     return view.copy() if copy else view
+
+
+cdef object _interface(object view):
+    """The __array_interface__ of a view. Its ``data`` keeps the memory: of a bare address numpy would make the slot or
+    SharedTensor the base, which lets go of the memory when it is released or closed."""
+    if view.dtype.isbuiltin == 2:  # ml_dtypes' come out as void: AttributeError sends numpy on to __array__
+        raise AttributeError(f"dtype {view.dtype} has no __array_interface__")
+    out = view.__array_interface__
+    out["data"] = memoryview(view.reshape(-1).view("u1"))
+    return out
 
 
 cdef bint _dlpack_version(object max_version, object dl_device, object copy) except -1:
@@ -336,6 +352,8 @@ cdef class Buffer(Segment):
         self.table = {f.path: f for f in self.fields}
         self.single = self.fields[0] if spec.single else None
         self.item_nbytes = spec.nbytes
+        self.stride = shmt_segment_info(self.open_seg()).slot_stride
+        self.flat = spec.tree is not None and list(spec.tree) == list(self.table)
         self.dynamic = spec.dynamic
         self.table_nbytes = spec.table_nbytes
         shmt_spin_set(self.open_seg(), spin_us)
@@ -345,15 +363,21 @@ cdef class Buffer(Segment):
     cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1:
         """Tries, and waits without the GIL if there is nothing. Returns how many slots were taken; 0: time-out."""
         cdef int rc
-        cdef int64_t deadline
-        cdef shmt_segment *seg = self.open_seg()
+        cdef shmt_segment *seg = self.seg
+        if seg == NULL:
+            self.open_seg()
+        if timeout is not None:
+            _deadline(timeout)  # a bad one is an error even where there is nothing to wait for
         if verb == CLAIM:
             rc = shmt_slot_claim_many(seg, n, 0, words, out)
         else:
             rc = shmt_slot_acquire_many(seg, n, 0, words, out)
-        if rc > 0:
-            return rc
-        deadline = _deadline(timeout)
+        return rc if rc > 0 else self.wait_slowly(verb, n, words, out, timeout, rc)
+
+    cdef int wait_slowly(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout,
+                         int rc) except -1:
+        cdef shmt_segment *seg = self.seg
+        cdef int64_t deadline = _deadline(timeout)
         self.pins += 1
         try:
             while rc == -_EAGAIN or rc == -_EINTR:
@@ -372,16 +396,25 @@ cdef class Buffer(Segment):
 
     # ---- producer
 
-    cdef Slot new_slot(self, const shmt_slot *s):
-        cdef Slot slot = Slot.__new__(Slot)
+    cdef int start(self, Slot slot) except -1:
+        """A slot that was just claimed becomes a writer's."""
         slot.buffer = self
-        slot.s = s[0]
-        return slot
-
-    cdef int start_item(self, shmt_slot *s) except -1:
-        """Forgets what the shape table said of the slot's last item."""
+        slot.state = WRITING
+        slot.used = self.item_nbytes
+        self.pins += 1
+        if slot.s.nbytes < self.item_nbytes:
+            self.grow(&slot.s, self.item_nbytes, "an item")
         if self.dynamic:
-            memset(s.data, 0, self.table_nbytes)
+            memset(slot.s.data, 0, self.table_nbytes)  # what the shape table said of the slot's last item
+        return 0
+
+    cdef int grow(self, shmt_slot *s, uint64_t nbytes, object what) except -1:
+        """Makes `nbytes` of a claimed slot safe to touch."""
+        cdef int rc
+        with nogil:
+            rc = shmt_slot_reserve(self.seg, s, nbytes)
+        if rc < 0:
+            raise self._no_room(-rc, what, nbytes)
         return 0
 
     def claim(self, timeout=None):
@@ -394,33 +427,21 @@ cdef class Buffer(Segment):
             ShutDown: the stream has ended.
             ClosedError: this handle is closed.
         """
-        cdef shmt_slot s
         cdef uint64_t word
-        cdef Slot slot
-        if timeout is not None:
-            _deadline(timeout)
-        if self.wait(CLAIM, 1, &word, &s, timeout) == 0:
+        cdef Slot slot = Slot.__new__(Slot)
+        if self.wait(CLAIM, 1, &word, &slot.s, timeout) == 0:
             raise self._timed_out("claim", timeout)
-        self.start_item(&s)
-        self.pins += 1
-        slot = self.new_slot(&s)
-        slot.state = WRITING
-        slot.used = self.item_nbytes
+        self.start(slot)
         return slot
 
     def try_claim(self):
         """A free slot to write into, or None at once if there is none. Raises what claim() raises but TimeoutError."""
-        cdef shmt_slot s
-        cdef Slot slot
-        cdef int rc = shmt_slot_try_claim(self.open_seg(), &s)
+        cdef Slot slot = Slot.__new__(Slot)
+        cdef int rc = shmt_slot_try_claim(self.open_seg(), &slot.s)
         if rc == -_EAGAIN:
             return None
         check(rc, "claiming a slot")
-        self.start_item(&s)
-        self.pins += 1
-        slot = self.new_slot(&s)
-        slot.state = WRITING
-        slot.used = self.item_nbytes
+        self.start(slot)
         return slot
 
     def put(self, item, timeout=None):
@@ -438,8 +459,6 @@ cdef class Buffer(Segment):
         cdef uint64_t word
         cdef Slot slot
         cdef Place at
-        if timeout is not None:
-            _deadline(timeout)
         if self.single is None or self.dynamic:
             slot = self.claim(timeout)
             try:
@@ -454,9 +473,11 @@ cdef class Buffer(Segment):
             raise self._timed_out("claim", timeout)
         self.pins += 1
         try:
+            if s.nbytes < self.item_nbytes:
+                self.grow(&s, self.item_nbytes, "an item")
             self.single.place(s.data, s.nbytes, &at)
             self.single.copy_in(&at, item)
-            check(shmt_slot_publish(self.seg, &s, self.item_nbytes, 0), "publishing")
+            check(shmt_slot_publish(self.seg, &s, self.item_nbytes, 0), "publishing a slot")
         except BaseException:
             shmt_slot_abort(self.seg, &s)  # published or lost already: does nothing
             raise
@@ -487,8 +508,6 @@ cdef class Buffer(Segment):
         if self.dynamic:
             raise TypeError("a batch is one view of many slots, so its items must have one shape: this spec has dynamic "
                             "dimensions; use claim() and acquire()")
-        if timeout is not None:
-            _deadline(timeout)
         batch = Batch.__new__(Batch)
         batch.n = self.wait(verb, min(n, BATCH_MAX), batch.words, &batch.first, timeout)
         if batch.n == 0:
@@ -497,6 +516,7 @@ cdef class Buffer(Segment):
         if verb == CLAIM:
             self.pins += 1
             batch.state = WRITING
+            self.grow_all(batch)
         else:
             rc = shmt_lease_take(self.seg, &batch.first, batch.words, batch.n, &batch.lease)
             if rc < 0:
@@ -505,14 +525,26 @@ cdef class Buffer(Segment):
             batch.state = READING
         return batch
 
+    cdef int grow_all(self, Batch batch) except -1:
+        cdef shmt_slot s = batch.first
+        cdef int i
+        if not shmt_segment_info(self.seg).flags & SHMT_GROW:
+            return 0
+        for i in range(batch.n):
+            self.grow(&s, self.item_nbytes, "an item")
+            s.index += 1
+            s.data += shmt_segment_info(self.seg).slot_stride
+        return 0
+
     # ---- consumer
 
-    cdef object reading(self, shmt_slot *s, bint strict):
-        cdef Slot slot = self.new_slot(s)
-        check(shmt_lease_take(self.seg, s, &s.word, 1, &slot.lease), "leasing a slot")
+    cdef int lend(self, Slot slot, bint strict) except -1:
+        """A slot that was just acquired becomes a reader's."""
+        slot.buffer = self
+        check(shmt_lease_take(self.seg, &slot.s, &slot.s.word, 1, &slot.lease), "leasing a slot")
         slot.state = READING
         slot.strict = strict
-        return slot
+        return 0
 
     def acquire(self, timeout=None, *, bint strict=False):
         """Takes the oldest published item, waiting up to ``timeout`` seconds (None: for ever) for one.
@@ -525,22 +557,22 @@ cdef class Buffer(Segment):
             ShutDown: the stream has ended and everything was acquired.
             ClosedError: this handle is closed.
         """
-        cdef shmt_slot s
         cdef uint64_t word
-        if timeout is not None:
-            _deadline(timeout)
-        if self.wait(ACQUIRE, 1, &word, &s, timeout) == 0:
+        cdef Slot slot = Slot.__new__(Slot)
+        if self.wait(ACQUIRE, 1, &word, &slot.s, timeout) == 0:
             raise self._timed_out("acquire", timeout)
-        return self.reading(&s, strict)
+        self.lend(slot, strict)
+        return slot
 
     def try_acquire(self, *, bint strict=False):
         """The oldest published item, or None at once if there is none. Raises as acquire(), but no TimeoutError."""
-        cdef shmt_slot s
-        cdef int rc = shmt_slot_try_acquire(self.open_seg(), &s)
+        cdef Slot slot = Slot.__new__(Slot)
+        cdef int rc = shmt_slot_try_acquire(self.open_seg(), &slot.s)
         if rc == -_EAGAIN:
             return None
         check(rc, "acquiring an item")
-        return self.reading(&s, strict)
+        self.lend(slot, strict)
+        return slot
 
     def get(self, timeout=None, *, bint copy=False, bint torch=False):
         """The oldest published item as an array, or as a dict of arrays if the fields have names.
@@ -555,34 +587,33 @@ cdef class Buffer(Segment):
         """
         cdef shmt_slot s
         cdef uint64_t word
-        if timeout is not None:
-            _deadline(timeout)
         if self.wait(ACQUIRE, 1, &word, &s, timeout) == 0:
             raise self._timed_out("acquire", timeout)
-        return self.items(&s, copy, torch)
+        return self.item(&s, copy, torch)
 
-    cdef object items(self, shmt_slot *s, bint copy, bint torch):
+    cdef object item(self, shmt_slot *s, bint copy, bint torch):
+        """An acquired slot as arrays; if one cannot be made, `hold` releases the slot."""
         cdef shmt_lease *lease = NULL
         cdef Hold hold
-        cdef Place at
         cdef Field f
         check(shmt_lease_take(self.seg, s, &s.word, 1, &lease), "leasing a slot")
         hold = hold_new(lease, &LEASE)
-        out = []
-        for f in self.fields if self.single is None else (self.single,):
-            f.place(s.data, s.nbytes, &at)
-            if torch:
-                view = f.tensor(&at, lease, &LEASE)
-                if copy:
-                    view = view.clone()
-            elif copy:
-                view = f.array_copy(&at)
-            else:
-                view = f.array(&at, hold, True)
-            if self.single is not None:
-                return view
-            out.append(view)
-        return self.spec.pack(out)
+        if self.single is not None:
+            return self.item_field(self.single, s, hold, copy, torch)
+        if self.flat:
+            out = {}
+            for f in self.fields:
+                out[f.path] = self.item_field(f, s, hold, copy, torch)
+            return out
+        return self.spec.pack([self.item_field(f, s, hold, copy, torch) for f in self.fields])
+
+    cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch):
+        cdef Place at
+        f.place(s.data, s.nbytes, &at)
+        if torch:
+            view = f.tensor(&at, hold.thing, &LEASE)
+            return view.clone() if copy else view
+        return f.array_copy(&at) if copy else f.array(&at, hold, True)
 
     def get_many(self, int n, timeout=None, *, bint copy=False, bint torch=False):
         """Between 1 and ``n`` items, oldest first, as a list of what get() returns; waits only for the first."""
@@ -592,7 +623,7 @@ cdef class Buffer(Segment):
             raise ValueError(f"n must be at least 1, not {n}")
         out = [self.get(timeout, copy=copy, torch=torch)]
         while len(out) < n and shmt_slot_try_acquire(self.open_seg(), &s) == 0:
-            out.append(self.items(&s, copy, torch))
+            out.append(self.item(&s, copy, torch))
         return out
 
     # ---- the whole buffer
@@ -649,11 +680,10 @@ cdef class Slot:
     """A slot while it is held: from claim() to publish() or abort(), or from acquire() to release()."""
 
     def __dealloc__(self):
-        self.hold = None
         if self.state == WRITING:
             shmt_slot_abort(self.buffer.seg, &self.s)  # in a forked child: does nothing
             self.buffer.unpin()
-        elif self.state == READING:
+        elif self.state == READING and self.hold is None:
             shmt_lease_drop(self.lease)
 
     def __repr__(self):
@@ -684,9 +714,9 @@ cdef class Slot:
         return None if found == NULL else <Field>found
 
     cdef Hold base(self):
+        """What the views hang on. A reader's base takes over the slot's own reference on the lease."""
         if self.hold is None:
             if self.state == READING:
-                shmt_lease_hold(self.lease)
                 self.hold = hold_new(self.lease, &LEASE)
             else:
                 shmt_segment_hold(self.buffer.seg)
@@ -699,9 +729,11 @@ cdef class Slot:
         out = f.array(&at, self.base(), True)
         if self.state == WRITING:
             if self.handed_out is None:
-                self.handed_out = [out]
+                self.handed_out = out
+            elif type(self.handed_out) is list:
+                (<list>self.handed_out).append(out)
             else:
-                self.handed_out.append(out)
+                self.handed_out = [self.handed_out, out]
         return out
 
     def __getitem__(self, key):
@@ -743,7 +775,7 @@ cdef class Slot:
 
     @property
     def __array_interface__(self):
-        return self.numpy().__array_interface__
+        return _interface(self.numpy())
 
     def __dlpack_device__(self):
         return (1, 0)
@@ -770,7 +802,7 @@ cdef class Slot:
 
     # ---- writing
 
-    def write(self, *args):
+    def write(self, field, x=_NOTHING):
         """``write(x)``: the whole item; ``write(field, x)``: one field. One copy, no conversion.
 
         Args:
@@ -783,31 +815,42 @@ cdef class Slot:
             ShmNoSpaceError: the slot had to grow and memory is exhausted.
         """
         cdef Field f
-        cdef Place at
         self.check_writing()
-        if len(args) == 2:
-            f = self.field(args[0])
-            x = args[1]
-            if f is None:
-                for key, part in self.buffer._parts(args[0], x):
-                    self.write(key, part)
-                return
-        elif len(args) != 1:
-            raise TypeError(f"write() takes an item, or a field and its array; {len(args)} arguments were given")
-        elif self.buffer.single is None:
-            for f, x in zip(self.buffer.fields, self.buffer.spec.flatten(args[0])):
-                if f.dynamic:
-                    self.make_room(f, f.shape_of(x))
-                f.place(self.s.data, self.s.nbytes, &at)
-                f.copy_in(&at, x)
+        if x is _NOTHING:
+            if self.buffer.single is not None:
+                self.write_field(self.buffer.single, field)
+            else:
+                self.write_item(field)
             return
+        f = self.field(field)
+        if f is not None:
+            self.write_field(f, x)
         else:
-            f = self.buffer.single
-            x = args[0]
+            for key, part in self.buffer._parts(field, x):
+                self.write(key, part)
+
+    cdef int write_field(self, Field f, object x) except -1:
+        cdef Place at
         if f.dynamic:
             self.make_room(f, f.shape_of(x))
         f.place(self.s.data, self.s.nbytes, &at)
         f.copy_in(&at, x)
+        return 0
+
+    cdef int write_item(self, object item) except -1:
+        cdef Field f
+        cdef PyObject *found
+        if self.buffer.flat and type(item) is dict and len(<dict>item) == len(self.buffer.fields):
+            for f in self.buffer.fields:
+                found = PyDict_GetItem(item, f.path)
+                if found == NULL:
+                    break  # the slow way says what is wrong
+                self.write_field(f, <object>found)
+            else:
+                return 0
+        for f, x in zip(self.buffer.fields, self.buffer.spec.flatten(item)):
+            self.write_field(f, x)
+        return 0
 
     def empty(self, field, shape):
         """Gives a dynamic field its actual shape in this item and returns its numpy view, uninitialised."""
@@ -826,12 +869,8 @@ cdef class Slot:
         cdef int64_t dims[32]
         cdef uint64_t nbytes = f.size_of(shape, dims)
         cdef uint64_t offset = f.offset if f.offset >= 0 else (self.used + 63) & ~<uint64_t>63
-        cdef int rc = 0
         if offset + nbytes > self.s.nbytes:
-            with nogil:
-                rc = shmt_slot_reserve(self.buffer.seg, &self.s, offset + nbytes)
-            if rc < 0:
-                raise self.buffer._no_room(-rc, f.label, tuple(shape), offset + nbytes)
+            self.buffer.grow(&self.s, offset + nbytes, f"{f.label} of shape {tuple([dims[d] for d in range(f.ndim)])}")
         if f.offset < 0:
             self.used = offset + nbytes
         f.write_table(self.s.data, offset, dims)
@@ -841,13 +880,15 @@ cdef class Slot:
 
     cdef int finish(self, int state) except -1:
         """Views that were handed out become read-only; whoever keeps them keeps the mapping, not the slot."""
-        cdef cnp.ndarray array
         self.state = state
         self.hold = None
         if self.handed_out is not None:
             if state == PUBLISHED:
-                for array in self.handed_out:
-                    cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+                if type(self.handed_out) is list:
+                    for array in <list>self.handed_out:
+                        cnp.PyArray_CLEARFLAGS(<cnp.ndarray>array, cnp.NPY_ARRAY_WRITEABLE)
+                else:
+                    cnp.PyArray_CLEARFLAGS(<cnp.ndarray>self.handed_out, cnp.NPY_ARRAY_WRITEABLE)
             self.handed_out = None
         self.buffer.unpin()
         return 0
@@ -860,8 +901,12 @@ cdef class Slot:
             ValueError: already published or aborted, or a dynamic field was not written.
             LeaseLost: the slot was reclaimed, or claimed before a fork.
         """
+        self.do_publish()
+
+    cdef int do_publish(self) except -1:
         cdef Field f
         cdef Place at
+        cdef int rc
         self.check_writing()
         if self.buffer.dynamic:
             for f in self.buffer.fields:
@@ -869,14 +914,18 @@ cdef class Slot:
                     f.place(self.s.data, self.s.nbytes, &at)
         rc = shmt_slot_publish(self.buffer.seg, &self.s, self.used, self.s.tag)
         self.finish(PUBLISHED if rc == 0 else ABORTED)
-        check(rc, f"publishing slot {self.s.index}")
+        return 0 if rc == 0 else check(rc, f"publishing slot {self.s.index}")
 
     def abort(self):
         """Gives the claimed slot back unpublished. Raises ValueError if it was already published or aborted."""
+        self.do_abort()
+
+    cdef int do_abort(self) except -1:
+        cdef int rc
         self.check_writing()
         rc = shmt_slot_abort(self.buffer.seg, &self.s)
         self.finish(ABORTED)
-        check(rc, f"aborting slot {self.s.index}")
+        return 0 if rc == 0 else check(rc, f"aborting slot {self.s.index}")
 
     def release(self):
         """Lets go of an acquired slot: it can be claimed again once the last view of it has died.
@@ -885,19 +934,23 @@ cdef class Slot:
             ValueError: already released, or claimed and not acquired.
             BufferError: acquired with ``strict`` and views are alive; the slot stays held.
         """
-        cdef uint32_t own
+        self.do_release()
+
+    cdef int do_release(self) except -1:
         self.check_held()
         if self.state != READING:
             raise ValueError(f"slot {self.s.index} was claimed, not acquired: publish() or abort() it")
         if self.strict:
-            own = <uint32_t>1 if self.hold is None else <uint32_t>2
-            if (self.hold is not None and Py_REFCNT(self.hold) > 1) or shmt_lease_count(self.lease) > own:
+            if (self.hold is not None and Py_REFCNT(self.hold) > 1) or shmt_lease_count(self.lease) > 1:
                 raise BufferError(f"slot {self.s.index} is being released while views of it are alive: delete them, copy "
                                   "what you keep, or acquire without strict=True")
         self.state = RELEASED
-        self.hold = None
-        shmt_lease_drop(self.lease)
+        if self.hold is None:
+            shmt_lease_drop(self.lease)
+        else:
+            self.hold = None  # the last view, or this, drops the lease
         self.lease = NULL
+        return 0
 
     def __enter__(self):
         self.check_held()
@@ -907,17 +960,23 @@ cdef class Slot:
         if self.state == READING:
             if kind is not None:
                 self.strict = False  # the block's own exception is the news
-            self.release()
+            self.do_release()
         elif self.state == WRITING:
             if kind is not None:
-                self.abort()
-                return
-            try:
-                self.publish()
-            except BaseException:
-                if self.state == WRITING:
-                    self.abort()
-                raise
+                self.do_abort()
+            elif self.buffer.dynamic:
+                self.publish_or_abort()
+            else:
+                self.do_publish()
+
+    cdef int publish_or_abort(self) except -1:
+        """An item that lacks a field is not published: its slot goes back."""
+        try:
+            return self.do_publish()
+        except BaseException:
+            if self.state == WRITING:
+                self.do_abort()
+            raise
 
     # ---- what it is
 
@@ -957,11 +1016,10 @@ cdef class Batch:
     """Up to 64 slots that follow each other, held together. ``batch["x"]`` is one view of shape (len(batch), *shape)."""
 
     def __dealloc__(self):
-        self.hold = None
         if self.state == WRITING:
             shmt_slot_abort_many(self.buffer.seg, &self.first, self.words, self.n)
             self.buffer.unpin()
-        elif self.state == READING:
+        elif self.state == READING and self.hold is None:
             shmt_lease_drop(self.lease)
 
     def __len__(self):
@@ -985,13 +1043,12 @@ cdef class Batch:
             found = self.buffer.table[key]
         else:
             raise self.buffer._unknown(key)
-        found.place_many(self.first.data, shmt_segment_info(self.buffer.seg).slot_stride, self.n, out)
+        found.place_many(self.first.data, self.buffer.stride, self.n, out)
         return found
 
     cdef Hold base(self):
         if self.hold is None:
             if self.state == READING:
-                shmt_lease_hold(self.lease)
                 self.hold = hold_new(self.lease, &LEASE)
             else:
                 shmt_segment_hold(self.buffer.seg)
@@ -1021,7 +1078,7 @@ cdef class Batch:
             return f.tensor(&at, self.lease, &LEASE)
         return f.tensor(&at, self.buffer.seg, &MAPPING)
 
-    def write(self, *args):
+    def write(self, field, x=_NOTHING):
         """``write(x)`` or ``write(field, x)``: x has shape (len(batch), *shape); for a whole batch of several fields it is
         a dict of such arrays."""
         cdef Place at
@@ -1029,15 +1086,13 @@ cdef class Batch:
         self.check_held()
         if self.state != WRITING:
             raise ValueError("this batch was acquired, not claimed: it cannot be written")
-        if len(args) == 2:
-            f = self.place(args[0], &at)
-            f.copy_in(&at, args[1])
-        elif len(args) == 1:
-            for g, x in zip(self.buffer.fields, self.buffer.spec.flatten(args[0])):
-                f = self.place(g.path, &at)
-                f.copy_in(&at, x)
-        else:
-            raise TypeError(f"write() takes arrays, or a field and its arrays; {len(args)} arguments were given")
+        if x is not _NOTHING:
+            f = self.place(field, &at)
+            f.copy_in(&at, x)
+            return
+        for g, part in zip(self.buffer.fields, self.buffer.spec.flatten(field)):
+            f = self.place(g.path, &at)
+            f.copy_in(&at, part)
 
     cdef int finish(self, int state, int count) except -1:
         cdef cnp.ndarray array
@@ -1055,8 +1110,7 @@ cdef class Batch:
                 cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
             self.handed_out = None
         self.buffer.unpin()
-        check(rc, "publishing a batch")
-        return 0
+        return check(rc, "publishing a batch")
 
     def publish(self, count=None):
         """Publishes the first ``count`` slots (None: all), in order, with one wake-up, and aborts the others."""
@@ -1081,8 +1135,10 @@ cdef class Batch:
         if self.state != READING:
             raise ValueError("this batch was claimed, not acquired: publish() or abort() it")
         self.state = RELEASED
-        self.hold = None
-        shmt_lease_drop(self.lease)
+        if self.hold is None:
+            shmt_lease_drop(self.lease)
+        else:
+            self.hold = None  # the last view, or this, drops the lease
         self.lease = NULL
 
     def __enter__(self):

@@ -46,6 +46,6 @@ ctypedef struct DLPackExchangeAPI:
     void *prev_api
     void *managed_tensor_allocator
     int (*managed_tensor_from_py_object_no_sync)(void *obj, DLManagedTensorVersioned **out) except -1
-    int (*managed_tensor_to_py_object_no_sync)(DLManagedTensorVersioned *tensor, void **out) except -1
+    int (*managed_tensor_to_py_object_no_sync)(DLManagedTensorVersioned *tensor, void **out) noexcept
     int (*dltensor_from_py_object_no_sync)(void *obj, DLTensor *out) except -1
     void *current_work_stream

@@ -73,10 +73,12 @@ cdef class Field:
     cdef object capsule(self, const Place *at, void *thing, const Owner *owner, bint versioned, bint as_bytes=*)
     cdef object shape_of(self, object x)
     cdef object source(self, object x, Source *out)
+    cdef object converted(self, object given, object x, object descr)
     cdef object tensor_source(self, object x, Source *out)
     cdef object tensor_source_slowly(self, object x, Source *out)
     cdef int move(self, void *to, const Source *source) except -1
     cdef int scatter(self, const Place *at, object keep) except -1
+    cdef int check_source(self, const Source *source, object x) except -1
     cdef int copy_in(self, const Place *at, object x) except -1
 
 

@@ -7,13 +7,14 @@ its owner, and whatever aliases a view keeps the view, so the owner is dropped w
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
-from cpython.ref cimport Py_INCREF, PyTypeObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyTypeObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 cimport cython
 cimport numpy as cnp
 
 import sys
+from operator import index
 
 import numpy as np
 
@@ -235,17 +236,20 @@ cdef class Field:
         cdef int d
         cdef object nbytes = self.itemsize
         cdef object n
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = tuple(shape) if hasattr(shape, "__iter__") else (shape,)
         if len(shape) != self.ndim:
             raise ValueError(f"{self.label} has {self.ndim} dimensions, got shape {shape}")
         for d in range(self.ndim):
-            n = shape[d].__index__()
+            try:
+                n = index(shape[d])
+            except TypeError as e:
+                raise TypeError(f"{self.label} takes shape {self.describe()}, got {shape}") from e
             if n < 0 or (self.shape[d] >= 0 and n != self.shape[d]) or (self.bound[d] >= 0 and n > self.bound[d]):
                 raise ValueError(f"{self.label} takes shape {self.describe()}, got {shape}")
             nbytes *= max(n, 1)
+            if nbytes > 1 << 46:
+                raise ValueError(f"{self.label} of shape {shape} is larger than 2**46 bytes")
             dims[d] = n
-        if nbytes > 1 << 46:
-            raise ValueError(f"{self.label} of shape {shape} is larger than 2**46 bytes")
         for d in range(self.ndim):
             if dims[d] == 0:
                 return 0
@@ -349,13 +353,11 @@ cdef class Field:
         cdef bint as_bytes = self.bits == 0
         if _exchange != NULL and not _force_fallback:
             block = self.manage(at, thing, owner)
-            try:
-                _exchange.managed_tensor_to_py_object_no_sync(&block.versioned, &out)
-            except BaseException:
+            if _exchange.managed_tensor_to_py_object_no_sync(&block.versioned, &out) < 0:
                 _managed_free(block)
-                raise
+                _propagate()
             result = <object>out
-            cython_decref(result)
+            Py_DECREF(result)  # `out` was a new reference
         else:
             as_bytes = as_bytes or (self.code > 6 and self.bits == 8)
             result = _from_dlpack(self.capsule(at, thing, owner, False, as_bytes))
@@ -407,9 +409,9 @@ cdef class Field:
             if not np.can_cast(given.dtype, descr, "same_kind") and not (given.dtype.kind in "iub" and
                                                                           descr.kind in "iubfc"):
                 raise _wrong_dtype(self, type(x).__name__)
-            x = np.array(x, dtype=descr, order="C")
-        array = x
-        if array.dtype is not self.descr:
+            x = self.converted(given, x, descr)
+        array = <cnp.ndarray>x
+        if <PyObject *>cnp.PyArray_DESCR(array) != <PyObject *>self.descr:
             descr = self.descr if self.descr is not None else self.dtype.numpy
             if descr is None or not PyArray_EquivTypes(<cnp.PyArray_Descr *>array.dtype, <cnp.PyArray_Descr *>descr):
                 raise _wrong_dtype(self, array.dtype)
@@ -419,6 +421,20 @@ cdef class Field:
         out.strides = <int64_t *>cnp.PyArray_STRIDES(array)
         out.packed = cnp.PyArray_IS_C_CONTIGUOUS(array)
         return x
+
+    cdef object converted(self, object given, object x, object descr):
+        """A Python value as an array of the field's dtype; what does not fit is refused, not wrapped or cut off."""
+        try:
+            out = np.array(x, dtype=descr, order="C")
+        except OverflowError as e:
+            raise ValueError(f"{self.label} takes dtype {self.dtype.name}: {e}") from e
+        if given.dtype.kind in "SUV":
+            fits = given.dtype.itemsize <= out.dtype.itemsize
+        else:
+            fits = out.dtype.kind not in "iu" or np.array_equal(out, given)  # numpy 1 wraps around
+        if not fits:
+            raise ValueError(f"{self.label} takes dtype {self.dtype.name}: the value does not fit")
+        return out
 
     cdef object tensor_source(self, object x, Source *out):
         cdef DLTensor t
@@ -437,15 +453,15 @@ cdef class Field:
         try:
             _exchange.dltensor_from_py_object_no_sync(<void *>x, &t)
         except (RuntimeError, BufferError, TypeError) as e:
-            raise TypeError(f"{self.label}: cannot copy this tensor: {e}") from e
+            raise _not_copied(self, e) from e
         if t.device.device_type != kDLCPU:
             raise TypeError(f"{self.label}: the tensor is on {x.device}: move it to the CPU first")
         if self.bits and (t.dtype.code != self.code or t.dtype.bits != self.bits):
             raise _wrong_dtype(self, x.dtype)
         out.data = <uint8_t *>t.data + t.byte_offset
         out.ndim = t.ndim
-        out.shape = t.shape
-        for d in range(min(t.ndim, 64)):
+        self.check_source(out, x)
+        for d in range(t.ndim):
             out.own_shape[d] = t.shape[d]
             out.own_strides[d] = t.strides[d] * <int64_t>self.itemsize
         out.shape = out.own_shape
@@ -464,15 +480,26 @@ cdef class Field:
             out.data = <void *><size_t>x.data_ptr()
             shape, strides = x.shape, x.stride()
         except RuntimeError as e:
-            raise TypeError(f"{self.label}: cannot copy this tensor: {e}") from e
+            raise _not_copied(self, e) from e
         out.ndim = len(shape)
-        for d in range(min(out.ndim, 64)):
+        self.check_source(out, x)
+        for d in range(out.ndim):
             out.own_shape[d] = shape[d]
             out.own_strides[d] = strides[d] * <int64_t>self.itemsize
         out.shape = out.own_shape
         out.strides = out.own_strides
         out.packed = _is_packed(out.ndim, out.shape, out.strides, self.itemsize)
         return x
+
+    cdef int check_source(self, const Source *source, object x) except -1:
+        """Refuses tensors that say they are on the CPU and have no memory: fake ones, wrappers, zeros that autograd made,
+        and those whose storage was freed. Their address is no more than their offset."""
+        cdef size_t address = <size_t>source.data
+        if source.ndim > 64:
+            raise ValueError(f"{self.label} takes shape {self.describe()}, got {source.ndim} dimensions")
+        if address < <size_t>1 << 40 and address == x.storage_offset() * self.itemsize and x.numel() > 0:
+            raise TypeError(f"{self.label}: this {type(x).__name__} has no memory to copy from")
+        return 0
 
     cdef int copy_in(self, const Place *at, object x) except -1:
         """Copies `x` to its place: memcpy where both lie in C order, else one strided gather."""
@@ -485,8 +512,9 @@ cdef class Field:
             for d in range(at.ndim):
                 same = same and source.shape[d] == at.shape[d]
         if not same:
-            raise ValueError(f"{self.label} takes shape {self.describe()}, got "
-                             f"{tuple([source.shape[d] for d in range(min(source.ndim, 64))])}")
+            takes = self.describe() if at.ndim == self.ndim else tuple([at.shape[d] for d in range(at.ndim)])
+            got = tuple([source.shape[d] for d in range(min(source.ndim, 64))])
+            raise ValueError(f"{self.label} takes shape {takes}, got {got}")
         if at.packed:
             self.move(at.data, &source)
         else:
@@ -534,14 +562,19 @@ cdef class Field:
         return 0
 
 
-cdef extern from "Python.h":
-    void cython_decref "Py_DECREF"(object)
+cdef int _propagate() except -1:
+    """Raises the exception that a C function of another package has set."""
+    return -1
 
 
 cdef object _corrupt(Field field):
     from shmtensor.errors import error_from
     import errno
     return error_from(errno.EUCLEAN, f"{field.label}: shape table")
+
+
+cdef object _not_copied(Field field, object e):
+    return TypeError(f"{field.label}: cannot copy this tensor: {str(e).partition(chr(10))[0]}")  # and not its stack
 
 
 cdef object _wrong_dtype(Field field, object got):

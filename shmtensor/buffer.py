@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from shmtensor._core import Buffer, Slot
-from shmtensor.errors import ShmNoSpaceError, ShutDown, error_from
-from shmtensor.segments import check_name, from_handle, handle_of, no_space, opened
+from shmtensor.errors import ShmLayoutError, ShmNoSpaceError, ShutDown, error_from
+from shmtensor.segments import check_int, check_name, from_handle, handle_of, no_space, opened
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
 
 __all__ = ["TensorBuffer"]
@@ -33,6 +33,8 @@ class TensorBuffer(Buffer):
 
     Order is first in, first out by publication. Every item goes to one consumer. Slots may be released in any order.
     """
+
+    __slots__ = ()
 
     @classmethod
     def create(
@@ -83,10 +85,9 @@ class TensorBuffer(Buffer):
             ("producers", producers, 0, 2**32 - 1),
             ("spin_us", spin_us, 0, 10**9),
         ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{label} must be an int, not {type(value).__name__}")
-            if not low <= value <= high:
-                raise ValueError(f"{label} must be {low}..{high}, not {value}")
+            check_int(label, value, low, high)
+        if max_slot_nbytes is not None:
+            check_int("max_slot_nbytes", max_slot_nbytes, 1, 2**46)
         if reserve not in (None, "full", "grow"):
             raise ValueError(f'reserve must be "full", "grow" or None, not {reserve!r}')
         if on_consumer_death not in ("redeliver", "drop"):
@@ -94,9 +95,6 @@ class TensorBuffer(Buffer):
         if reserve == "full" and parsed.growable:
             raise ValueError('reserve="full" needs bounds: give the unbounded fields a max_shape, or use reserve="grow"')
         grow = reserve == "grow" or (reserve is None and parsed.growable)
-        # With reserve="grow" a slot starts with no more than what every item needs.
-        slot_nbytes = parsed.table_nbytes if grow and parsed.dynamic else parsed.nbytes
-        slot_nbytes = parsed.nbytes if not grow else max(slot_nbytes, 1)
         if max_slot_nbytes is not None and max_slot_nbytes < parsed.nbytes:
             raise ValueError(
                 f"max_slot_nbytes is {max_slot_nbytes:,}, but the fixed part of an item takes {parsed.nbytes:,} bytes"
@@ -109,7 +107,7 @@ class TensorBuffer(Buffer):
         self = cls()
         rc = self._create(
             name=name,
-            slot_nbytes=parsed.nbytes,
+            slot_nbytes=0 if grow else parsed.nbytes,
             slot_stride=stride,
             slots=slots,
             members=members,
@@ -122,7 +120,7 @@ class TensorBuffer(Buffer):
             meta=parsed.dumps(),
         )
         what = f"creating a buffer of {slots} slots of {parsed.nbytes:,} bytes" + (f" named {name!r}" if name else "")
-        opened(self, rc, what, name, parsed.nbytes * slots)
+        opened(self, rc, what, name, 0 if grow else parsed.nbytes * slots)
         self._set_spec(parsed, spin_us)
         return self
 
@@ -137,6 +135,7 @@ class TensorBuffer(Buffer):
         if name is None:
             raise TypeError("name must be a str: an anonymous buffer is passed to a process, not attached by name")
         check_name(name)
+        check_int("spin_us", spin_us, 0, 10**9)
         self = cls()
         opened(self, self._attach(name), f"attaching to buffer {name!r}", name)
         return self._attached(spin_us)
@@ -151,8 +150,8 @@ class TensorBuffer(Buffer):
         try:
             info = self._info
             if info["slots"] == 0:
-                raise error_from(errno.EBADMSG, "this segment is a SharedTensor and no TensorBuffer")
-            self._set_spec(Spec.loads(self._meta, info["slot_nbytes"]), spin_us)
+                raise ShmLayoutError(errno.EBADMSG, "this segment is a SharedTensor: use SharedTensor.attach()")
+            self._set_spec(Spec.loads(self._meta, info["slot_stride"]), spin_us)
         except BaseException:
             self.close()
             raise
@@ -241,15 +240,15 @@ class TensorBuffer(Buffer):
         )
         return TimeoutError(f"nothing was published within {timeout} s ({state}); {likely}")
 
-    def _no_room(self, code: int, label: str, shape: tuple[int, ...], nbytes: int) -> Exception:
+    def _no_room(self, code: int, what: str, nbytes: int) -> Exception:
         if code in (errno.ENOSPC, errno.ENOMEM):
-            return ShmNoSpaceError(code, f"{label} of shape {shape}: {no_space(nbytes, self.name)}")
+            return ShmNoSpaceError(code, f"{what}: {no_space(nbytes, self.name)}")
         if code == errno.EMSGSIZE:
             return ValueError(
-                f"{label} of shape {shape} needs a slot of {nbytes:,} bytes, and slots can grow to "
-                f"{self._info['slot_stride']:,}: raise max_slot_nbytes="
+                f"{what} needs a slot of {nbytes:,} bytes, and slots can grow to {self._info['slot_stride']:,}: "
+                "raise max_slot_nbytes="
             )
-        return error_from(code, f"{label} of shape {shape}")
+        return error_from(code, what)
 
     def _unknown(self, key: object) -> KeyError:
         known = [f.path for f in self.spec.fields]

@@ -60,7 +60,10 @@ class ShutDown(ShmError, _ShutDownBase):  # type: ignore[misc,valid-type]
 _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.EBADF: (ClosedError, "it is closed in this process"),
     errno.ESTALE: (LeaseLost, "the slot is not this process's any more: it was reclaimed, or taken before a fork"),
-    errno.ESHUTDOWN: (ShutDown, "the stream has ended"),
+    errno.ESHUTDOWN: (
+        ShutDown,
+        "the stream has ended: by shutdown(), or because as many producers have closed as producers= says",
+    ),
     errno.ETIMEDOUT: (TimeoutError, "the time-out passed"),
     errno.EUCLEAN: (ShmLayoutError, "its contents in shared memory are corrupt"),
     errno.EBADMSG: (ShmLayoutError, "it is not a shmtensor segment"),
@@ -69,6 +72,7 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.ENOMEM: (ShmNoSpaceError, "no address space or heap is left; see `ulimit -v`"),
     errno.EMSGSIZE: (ValueError, "it does not fit into a slot: raise max_slot_nbytes="),
     errno.EUSERS: (ShmError, "every member's place is taken: raise members="),
+    errno.EMFILE: (OSError, "this process has no descriptor left: raise `ulimit -n`"),
     errno.ENXIO: (ShmError, "/proc is not mounted, and an anonymous segment needs it to join: mount it, or give a name="),
     errno.EINVAL: (ValueError, "an argument is out of range"),
     errno.EOVERFLOW: (ValueError, "the sizes overflow: lower slots= or max_slot_nbytes="),

@@ -40,13 +40,24 @@ def check_name(name: object) -> None:
         raise ValueError(f"name has {len(name)} characters; at most 200 are possible")
 
 
+def check_int(label: str, value: object, low: int, high: int) -> None:
+    """Raises TypeError or ValueError unless ``value`` is an int in low..high."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{label} must be an int, not {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{label} must be {low}..{high}, not {value}")
+
+
 def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes: int = 0) -> None:
     """Raises for the -errno of a create or an attach, saying what would help; registers an open named segment."""
     if rc == 0:
         if name is not None:
             _named.add(segment)
         return
-    if rc in (-errno.ENOSPC, -errno.ENOMEM):
+    if rc == -errno.ENOMEM:
+        hint = "no address space is left for it; see `ulimit -v`"
+        raise ShmNoSpaceError(-rc, f"{what}: {nbytes:,} bytes wanted; {hint}" if nbytes else f"{what}: {hint}")
+    if rc == -errno.ENOSPC:
         raise ShmNoSpaceError(-rc, f"{what}: {no_space(nbytes, name)}")
     if rc == -errno.EPERM and name is not None:
         raise PermissionError(

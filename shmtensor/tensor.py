@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from shmtensor._core import Array, Segment
-from shmtensor.errors import error_from
-from shmtensor.segments import check_name, from_handle, handle_of, opened
+from shmtensor.errors import ShmLayoutError, error_from
+from shmtensor.segments import check_int, check_name, from_handle, handle_of, opened
 from shmtensor.spec import Field, Spec, resolve_dtype
 
 __all__ = ["SharedTensor"]
@@ -28,6 +28,7 @@ class SharedTensor(Array):
     synchronisation in it; TensorBuffer hands arrays over.
     """
 
+    __slots__ = ("_spec",)
     _spec: Spec
 
     # ---- making one
@@ -61,8 +62,7 @@ class SharedTensor(Array):
         if spec.dynamic:
             raise ValueError(f"the shape of a SharedTensor has no None: {shape}")
         check_name(name)
-        if not 1 <= members <= 4095:
-            raise ValueError(f"members must be 1..4095, not {members}")
+        check_int("members", members, 1, 4095)
         nbytes = spec.nbytes
         self = cls()
         parallel = prefault and nbytes >= _PARALLEL_FROM
@@ -102,6 +102,8 @@ class SharedTensor(Array):
     @classmethod
     def from_array(cls, array: Any, **options: Any) -> SharedTensor:
         """A copy of a numpy array or CPU torch tensor of any strides; options as empty()."""
+        if isinstance(array, SharedTensor):
+            array = array.numpy() if resolve_dtype(array.dtype).numpy is not None else array.torch()
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             array = np.asarray(array)
         self = cls.empty(tuple(array.shape), array.dtype, **options)
@@ -137,7 +139,7 @@ class SharedTensor(Array):
         try:
             info = self._info
             if info["slots"] != 0:
-                raise error_from(errno.EBADMSG, "this segment is a TensorBuffer and no SharedTensor")
+                raise ShmLayoutError(errno.EBADMSG, "this segment is a TensorBuffer: use TensorBuffer.attach()")
             spec = Spec.loads(self._meta, info["slot_nbytes"])
             if not spec.single or spec.dynamic:
                 raise error_from(errno.EUCLEAN, "this SharedTensor")

@@ -282,6 +282,13 @@ static inline shmt_segment *same(shmt_segment *seg) {
     return other;
 }
 
+/* Another member over a mapping of its own: it keeps nothing of the first handle alive, as same() does. */
+static inline shmt_segment *peer_of(shmt_segment *seg) {
+    shmt_segment *other = NULL;
+    CHECK_EQ(shmt_segment_attach_fd(shmt_segment_info(seg)->fd, &other), 0);
+    return other;
+}
+
 /* Sequences that begin just before each of the counters wraps, for a ring of `ring` cells. */
 #define WRAPS(ring)                                                                                                   \
     { 0, 1, (ring) - 1, (UINT64_C(1) << 24) - 5, (UINT64_C(1) << 24) * (ring) - 5, (UINT64_C(1) << 48) - 5, UINT64_MAX - 4 }

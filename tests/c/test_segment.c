@@ -338,7 +338,7 @@ static void attaching_without_descriptors(void) {
     shmt_segment *seg = make(1, 0, 0);
     pid_t pid = start_child();
     if (pid == 0) {
-        const int inherited = count_fds(NULL); /* whoever runs the tests may have left more than three open */
+        const int maps = count_maps(MEMFD), inherited = count_fds(NULL); /* whoever runs the tests may have left more than three open */
         int top = 0;
         for (int fd = 0; fd < 1000; fd++) {
             top = fcntl(fd, F_GETFD) >= 0 ? fd + 1 : top;
@@ -370,7 +370,7 @@ static void attaching_without_descriptors(void) {
                 shmt_segment_drop(other);
             }
             CHECK_EQ(count_fds(NULL), inherited);
-            CHECK_EQ(count_maps(MEMFD), count_maps("/") ? count_maps(MEMFD) : 0);
+            CHECK_EQ(count_maps(MEMFD), maps);
         }
         _exit(0);
     }
@@ -570,7 +570,7 @@ static void two_descriptors_each_and_none_afterwards(void) {
 
 static void closing_twice_and_what_still_works(void) {
     const int fds = count_fds(NULL);
-    shmt_segment *seg = make(4, 0, 0), *peer = same(seg);
+    shmt_segment *seg = make(4, 0, 0), *peer = peer_of(seg);
     shmt_slot slot, held;
     shmt_lease *lease;
     put(seg, 1);
@@ -608,7 +608,7 @@ static void closing_twice_and_what_still_works(void) {
     shmt_segment_drop(seg);
     CHECK_EQ(slot_of(peer, held.index).state, 3);
     CHECK_EQ(shmt_reclaim(peer), 0);
-    CHECK_EQ(count_fds(NULL), fds + 3);
+    CHECK_EQ(count_fds(NULL), fds + 4);
     shmt_lease_drop(lease); /* the last of it */
     CHECK_EQ(slot_of(peer, held.index).state, 0);
     CHECK_EQ(count_fds(NULL), fds + 2);
@@ -619,12 +619,12 @@ static void closing_twice_and_what_still_works(void) {
 }
 
 static void a_slot_that_is_left_behind_is_reclaimed(void) {
-    shmt_segment *seg = make(1, 0, 0), *peer = same(seg);
+    shmt_segment *seg = make(1, 0, 0), *peer = peer_of(seg);
     shmt_slot slot;
     CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
     shmt_segment_drop(seg); /* without publishing */
     CHECK_EQ(shmt_slot_try_claim(peer, &slot), -EAGAIN);
-    CHECK_EQ(shmt_reclaim(peer), 1);
+    CHECK_EQ(shmt_reclaim(peer), 0); /* the slot is taken back; nobody has died */
     CHECK_EQ(shmt_slot_try_claim(peer, &slot), 0);
     shmt_segment_drop(peer);
 }

@@ -1,0 +1,73 @@
+/* step.h - a child that is stopped after any given number of its own instructions: to be killed there, or to find the world
+ * changed when it goes on. x86-64 only: on machines with load-exclusive, single steps keep the loops from ever ending. */
+#ifndef STEP_H
+#define STEP_H
+
+#include <sys/ptrace.h>
+
+#include "check.h"
+
+#if defined(__x86_64__) && !UNDER_TSAN
+#define CAN_STEP 1
+#else
+#define CAN_STEP 0 /* ThreadSanitizer: what it does between two steps of the program is not the program */
+#endif
+#define CANNOT_STEP "single steps need x86-64, and no ThreadSanitizer"
+
+/* Every how many instructions to stop: AddressSanitizer makes five of one. */
+#define STEP_STRIDE (UNDER_ASAN ? 7 : 1)
+
+typedef struct step_child {
+    pid_t pid;
+    shmt_atomic32 *phase; /* 0 before, 1 during and 2 after the steps that count */
+} step_child;
+
+static inline void step_stop(pid_t pid, int signal) {
+    int status = child_status(pid);
+    CHECK(WIFSTOPPED(status));
+    CHECK_EQ(WSTOPSIG(status), signal);
+}
+
+/* Runs prepare() and then body() in a child, and stops it after `n` instructions of the body. False: the body has ended
+ * before, and the child too. */
+static inline bool step_start(step_child *child, void (*prepare)(void), void (*body)(void), uint64_t n) {
+    child->phase = new_signal();
+    child->pid = start_child();
+    if (child->pid == 0) {
+        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0) {
+            _exit(99);
+        }
+        prepare();
+        raise(SIGSTOP);
+        shmt_store_release(child->phase, 1);
+        body();
+        shmt_store_release(child->phase, 2);
+        _exit(0);
+    }
+    step_stop(child->pid, SIGSTOP);
+    for (uint64_t steps = 0; steps <= n;) {
+        if (shmt_load_acquire(child->phase) == 2) {
+            CHECK_EQ(ptrace(PTRACE_CONT, child->pid, NULL, NULL), 0);
+            child_ok(child->pid);
+            free_signal(child->phase);
+            return false;
+        }
+        CHECK_EQ(ptrace(PTRACE_SINGLESTEP, child->pid, NULL, NULL), 0);
+        step_stop(child->pid, SIGTRAP);
+        steps += shmt_load_acquire(child->phase) == 1;
+    }
+    return true;
+}
+
+static inline void step_kill(step_child *child) {
+    kill_child(child->pid);
+    free_signal(child->phase);
+}
+
+static inline void step_on(step_child *child) {
+    CHECK_EQ(ptrace(PTRACE_CONT, child->pid, NULL, NULL), 0);
+    child_ok(child->pid);
+    free_signal(child->phase);
+}
+
+#endif

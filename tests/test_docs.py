@@ -1,0 +1,107 @@
+"""docs/ against the source: memory-ordering edges, the header's offsets, names of functions, files, links."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import shmtensor
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROTOCOL = ROOT / "docs" / "protocol.md"
+SOURCES = sorted((ROOT / "csrc").glob("*.[ch]"))
+
+EDGE = re.compile(r"\b[A-Z][0-9]\b")
+COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of each body row of the tables in one section of docs/protocol.md."""
+    section = PROTOCOL.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return [row for row in cells[2:] if not set(row[0]) <= set("-:")]
+
+
+def edges_in_source() -> dict[str, set[str]]:
+    """Edge -> names of the files in which a comment names it."""
+    out: dict[str, set[str]] = {}
+    for path in SOURCES:
+        for comment in COMMENT.findall(path.read_text()):
+            for edge in EDGE.findall(comment):
+                out.setdefault(edge, set()).add(path.name)
+    return out
+
+
+def test_every_edge_is_in_the_table_and_the_reverse() -> None:
+    table = [row[0] for row in rows("Edges")]
+    assert len(table) == len(set(table))
+    assert set(table) == set(edges_in_source())
+
+
+def test_edges_lie_where_the_table_says() -> None:
+    source = edges_in_source()
+    for edge, start, end, *_ in rows("Edges"):
+        named = set(re.findall(r"`csrc/(\w+\.[ch])`", start + end))
+        assert named <= source[edge], edge
+
+
+def test_each_step_names_edges_of_the_table() -> None:
+    known = {row[0] for row in rows("Edges")}
+    assert set(EDGE.findall(PROTOCOL.read_text())) <= known
+
+
+def test_functions_named_in_the_docs_exist() -> None:
+    source = "".join(path.read_text() for path in SOURCES)
+    for page in PAGES:
+        for name in re.findall(r"`(\w+)\(\)`(?= in `csrc/)|`(shmt_\w+)\(\)`", page.read_text()):
+            function = "".join(name)
+            assert re.search(rf"\b{function}\(", source), f"{page.name}: {function}"
+
+
+def test_header_offsets(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    fields = [(row[0], row[1].strip("`")) for row in rows("The words") if row[0].isdigit()]
+    assert len(fields) >= 10
+    check = tmp_path / "offsets.c"
+    check.write_text(
+        '#include "layout.h"\n'
+        + "".join(f'_Static_assert(offsetof(shmt_header, {name}) == {n}, "{name}");\n' for n, name in fields)
+    )
+    command = [compiler, "-std=c11", "-fsyntax-only", "-I", str(ROOT / "csrc"), str(check)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_figures_are_those_of_stats() -> None:
+    with shmtensor.TensorBuffer.create(((1,), "uint8"), slots=1) as buffer:
+        keys = {key for row in rows("Figures") for key in re.findall(r"`(\w+)`", row[0])}
+        assert keys == set(buffer.stats())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_files_and_links_exist(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        titles = [
+            re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.M)
+        ]
+        assert anchor in titles, anchor
+    for name in re.findall(r"`((?:csrc|shmtensor|tests|docs|benchmarks|model)/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_public_names_in_the_docs_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"\bst\.(\w+)", page.read_text()):
+            assert hasattr(shmtensor, name), f"{page.name}: st.{name}"
