@@ -252,6 +252,7 @@ static int try_acquire(shmt_segment *seg, void *arg, bool thorough) {
     take_role(seg, SHMT_CONSUMER);
     int got = shmt_order_take(seg, r->n, r->words, &r->first);
     if (got == -EAGAIN && thorough && ended(seg)) {
+        (void)shmt_reclaim(seg); /* the item of a consumer that died is to be drained too */
         got = shmt_order_take(seg, r->n, r->words, &r->first); /* once more: what came before the end counts */
         return got == -EAGAIN ? -ESHUTDOWN : got;
     }

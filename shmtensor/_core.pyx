@@ -12,13 +12,12 @@ Policy - defaults, messages about a whole buffer, pickling - lives in buffer.py 
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 cimport cython
 cimport numpy as cnp
-
-import errno
 
 from shmtensor.errors import ClosedError, error_from
 
@@ -28,7 +27,7 @@ from shmtensor._views cimport Field, Hold, Owner, Place, hold_new
 cnp.import_array()
 
 cdef extern from "Python.h":
-    int Py_REFCNT(object)
+    int Py_REFCNT(PyObject *)  # not (object): that would count Cython's own temporary
     int get_buffer "PyObject_GetBuffer"(object exporter, Py_buffer *view, int flags) except -1
 
 cdef extern from "errno.h":
@@ -117,7 +116,7 @@ def sweep(bint dry_run=False):
     return found
 
 
-# ---- Segment ---------------------------------------------------------------------------------------------------------------
+# ---- Segment -------------------------------------------------------------------------------------
 
 
 cdef class Segment:
@@ -264,7 +263,7 @@ cdef class Segment:
         check(rc, "prefaulting")
 
 
-# ---- Array -----------------------------------------------------------------------------------------------------------------
+# ---- Array ---------------------------------------------------------------------------------------
 
 
 cdef class Array(Segment):
@@ -311,6 +310,9 @@ cdef class Array(Segment):
     def __getbuffer__(self, Py_buffer *view, int flags):
         get_buffer(self.numpy(), view, flags)
 
+    def __releasebuffer__(self, Py_buffer *view):
+        """Does nothing, but that it exists makes np.frombuffer keep the buffer, and not only this object."""
+
 
 cdef object _as_array(object view, object dtype, object copy):
     """What __array__ returns of a view."""
@@ -340,7 +342,7 @@ cdef bint _dlpack_version(object max_version, object dl_device, object copy) exc
     return max_version is not None and max_version[0] >= 1
 
 
-# ---- Buffer ----------------------------------------------------------------------------------------------------------------
+# ---- Buffer --------------------------------------------------------------------------------------
 
 
 cdef class Buffer(Segment):
@@ -485,8 +487,8 @@ cdef class Buffer(Segment):
             self.unpin()
 
     def claim_many(self, int n, timeout=None):
-        """Takes between 1 and ``n`` free slots that follow each other, waiting only for the first (see claim()); at most
-        64 at once. Each field of the batch is one view of shape (k, *shape).
+        """Takes between 1 and ``n`` free slots that follow each other, waiting only for the first (see claim());
+        at most 64 at once. Each field of the batch is one view of shape (k, *shape).
 
         Raises:
             ValueError: n < 1.
@@ -496,8 +498,8 @@ cdef class Buffer(Segment):
         return self._batch(CLAIM, n, timeout)
 
     def acquire_many(self, int n, timeout=None):
-        """Takes between 1 and ``n`` published items, oldest first, that lie in slots which follow each other, waiting only
-        for the first; at most 64 at once. Raises as claim_many()."""
+        """Takes between 1 and ``n`` published items, oldest first, that lie in slots which follow each other, waiting
+        only for the first; at most 64 at once. Raises as claim_many()."""
         return self._batch(ACQUIRE, n, timeout)
 
     def _batch(self, int verb, int n, timeout):
@@ -506,8 +508,8 @@ cdef class Buffer(Segment):
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
         if self.dynamic:
-            raise TypeError("a batch is one view of many slots, so its items must have one shape: this spec has dynamic "
-                            "dimensions; use claim() and acquire()")
+            raise TypeError("a batch is one view of many slots, so its items must have one shape: this spec has "
+                            "dynamic dimensions; use claim() and acquire()")
         batch = Batch.__new__(Batch)
         batch.n = self.wait(verb, min(n, BATCH_MAX), batch.words, &batch.first, timeout)
         if batch.n == 0:
@@ -527,10 +529,10 @@ cdef class Buffer(Segment):
 
     cdef int grow_all(self, Batch batch) except -1:
         cdef shmt_slot s = batch.first
-        cdef int i
+        cdef int _i
         if not shmt_segment_info(self.seg).flags & SHMT_GROW:
             return 0
-        for i in range(batch.n):
+        for _i in range(batch.n):
             self.grow(&s, self.item_nbytes, "an item")
             s.index += 1
             s.data += shmt_segment_info(self.seg).slot_stride
@@ -618,7 +620,6 @@ cdef class Buffer(Segment):
     def get_many(self, int n, timeout=None, *, bint copy=False, bint torch=False):
         """Between 1 and ``n`` items, oldest first, as a list of what get() returns; waits only for the first."""
         cdef shmt_slot s
-        cdef uint64_t word
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
         out = [self.get(timeout, copy=copy, torch=torch)]
@@ -629,7 +630,7 @@ cdef class Buffer(Segment):
     # ---- the whole buffer
 
     def shutdown(self):
-        """Ends the stream for everybody: claims raise ShutDown; acquires drain what was published, then raise it too."""
+        """Ends the stream for everybody: claims raise ShutDown; acquires drain what was published, then do so too."""
         shmt_shutdown(self.open_seg())
 
     def reclaim(self):
@@ -670,7 +671,7 @@ cdef class Buffer(Segment):
         return out
 
 
-# ---- Slot ------------------------------------------------------------------------------------------------------------------
+# ---- Slot ----------------------------------------------------------------------------------------
 
 
 @cython.final
@@ -792,13 +793,16 @@ cdef class Slot:
         return f.capsule(&at, self.buffer.seg, &MAPPING, versioned)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        # The exporter that is kept alive is the base, not this object: a name bound to the slot must not hold it. numpy's
-        # own export carries shape and format; an item of several fields is bytes.
+        # The exporter that is kept alive is the base, not this object: a name bound to the slot must not hold it.
+        # numpy's own export carries shape and format; an item of several fields is bytes.
         self.check_held()
         if self.buffer.single is None:
             PyBuffer_FillInfo(view, self.base(), self.s.data, self.s.nbytes, False, flags)
         else:
             get_buffer(self.view(self.buffer.single), view, flags)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        """Does nothing, but that it exists makes np.frombuffer keep the buffer, and not only this object."""
 
     # ---- writing
 
@@ -941,9 +945,9 @@ cdef class Slot:
         if self.state != READING:
             raise ValueError(f"slot {self.s.index} was claimed, not acquired: publish() or abort() it")
         if self.strict:
-            if (self.hold is not None and Py_REFCNT(self.hold) > 1) or shmt_lease_count(self.lease) > 1:
-                raise BufferError(f"slot {self.s.index} is being released while views of it are alive: delete them, copy "
-                                  "what you keep, or acquire without strict=True")
+            if (self.hold is not None and Py_REFCNT(<PyObject *>self.hold) > 1) or shmt_lease_count(self.lease) > 1:
+                raise BufferError(f"slot {self.s.index} is being released while views of it are alive: delete them, "
+                                  "copy what you keep, or acquire without strict=True")
         self.state = RELEASED
         if self.hold is None:
             shmt_lease_drop(self.lease)
@@ -998,7 +1002,7 @@ cdef class Slot:
     @tag.setter
     def tag(self, value):
         self.check_writing()
-        self.s.tag = value
+        self.s.tag = PyNumber_Index(value)  # 1.5 is no tag
 
     @property
     def redelivered(self):
@@ -1006,14 +1010,14 @@ cdef class Slot:
         return self.s.tries
 
 
-# ---- Batch -----------------------------------------------------------------------------------------------------------------
+# ---- Batch ---------------------------------------------------------------------------------------
 
 
 @cython.final
 @cython.freelist(16)
 @cython.no_gc
 cdef class Batch:
-    """Up to 64 slots that follow each other, held together. ``batch["x"]`` is one view of shape (len(batch), *shape)."""
+    """Up to 64 slots that follow each other, held together. ``batch["x"]`` is one view: (len(batch), *shape)."""
 
     def __dealloc__(self):
         if self.state == WRITING:
@@ -1079,8 +1083,8 @@ cdef class Batch:
         return f.tensor(&at, self.buffer.seg, &MAPPING)
 
     def write(self, field, x=_NOTHING):
-        """``write(x)`` or ``write(field, x)``: x has shape (len(batch), *shape); for a whole batch of several fields it is
-        a dict of such arrays."""
+        """``write(x)`` or ``write(field, x)``: x has shape (len(batch), *shape); for a whole batch of several fields it
+        is a dict of such arrays."""
         cdef Place at
         cdef Field f
         self.check_held()

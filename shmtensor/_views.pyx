@@ -8,7 +8,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyTypeObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 cimport cython
 cimport numpy as cnp
@@ -20,7 +20,6 @@ import numpy as np
 
 from shmtensor._cshmt cimport shmt_copy, shmt_copy_strided
 from shmtensor._dlpack cimport (
-    DLDataType,
     DLManagedTensor,
     DLManagedTensorVersioned,
     DLPackExchangeAPI,
@@ -40,7 +39,7 @@ cdef enum:
     NOGIL_FROM = 65536  # bytes: copying more than this is worth giving the GIL up for
 
 
-# ---- who keeps the memory ------------------------------------------------------------------------------------------------
+# ---- who keeps the memory ------------------------------------------------------------------------
 
 
 @cython.final
@@ -66,7 +65,7 @@ cdef Hold hold_new(void *thing, const Owner *owner):
     return hold
 
 
-# ---- torch, if and when the program uses it -------------------------------------------------------------------------------
+# ---- torch, if and when the program uses it ------------------------------------------------------
 
 cdef object _tensor_type = None       # torch.Tensor, once torch is imported
 cdef object _from_dlpack = None       # torch's own importer, for versions without the exchange API
@@ -109,7 +108,7 @@ cdef inline bint _is_tensor(object x):
     return _find_torch(False) and isinstance(x, _tensor_type)
 
 
-# ---- DLPack --------------------------------------------------------------------------------------------------------------
+# ---- DLPack --------------------------------------------------------------------------------------
 
 cdef void _managed_free(Managed *block) noexcept nogil:
     block.owner.drop(block.thing)
@@ -135,7 +134,7 @@ cdef void _capsule_free(object capsule) noexcept:
         (<DLManagedTensor *>pointer).deleter(<DLManagedTensor *>pointer)
 
 
-# ---- sources -------------------------------------------------------------------------------------------------------------
+# ---- sources -------------------------------------------------------------------------------------
 
 cdef bint _is_packed(int ndim, const int64_t *shape, const int64_t *strides, int64_t itemsize) noexcept:
     cdef int d
@@ -406,8 +405,8 @@ cdef class Field:
             exact = hasattr(x, "dtype") or hasattr(x, "__array_interface__") or hasattr(x, "__array__")
             if exact and given.dtype != descr:
                 raise _wrong_dtype(self, given.dtype)
-            if not np.can_cast(given.dtype, descr, "same_kind") and not (given.dtype.kind in "iub" and
-                                                                          descr.kind in "iubfc"):
+            number = given.dtype.kind in "iub" and descr.kind in "iubfc"
+            if not number and not np.can_cast(given.dtype, descr, "same_kind"):
                 raise _wrong_dtype(self, type(x).__name__)
             x = self.converted(given, x, descr)
         array = <cnp.ndarray>x
@@ -492,8 +491,8 @@ cdef class Field:
         return x
 
     cdef int check_source(self, const Source *source, object x) except -1:
-        """Refuses tensors that say they are on the CPU and have no memory: fake ones, wrappers, zeros that autograd made,
-        and those whose storage was freed. Their address is no more than their offset."""
+        """Refuses tensors that say they are on the CPU and have no memory: fake ones, wrappers, zeros that autograd
+        made, and those whose storage was freed. Their address is no more than their offset."""
         cdef size_t address = <size_t>source.data
         if source.ndim > 64:
             raise ValueError(f"{self.label} takes shape {self.describe()}, got {source.ndim} dimensions")

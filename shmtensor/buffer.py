@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from shmtensor._core import Buffer, Slot
+from shmtensor._core import Buffer
 from shmtensor.errors import ShmLayoutError, ShmNoSpaceError, ShutDown, error_from
 from shmtensor.segments import check_int, check_name, from_handle, handle_of, no_space, opened
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
@@ -93,7 +93,9 @@ class TensorBuffer(Buffer):
         if on_consumer_death not in ("redeliver", "drop"):
             raise ValueError(f'on_consumer_death must be "redeliver" or "drop", not {on_consumer_death!r}')
         if reserve == "full" and parsed.growable:
-            raise ValueError('reserve="full" needs bounds: give the unbounded fields a max_shape, or use reserve="grow"')
+            raise ValueError(
+                'reserve="full" needs bounds: give the unbounded fields a max_shape, or use reserve="grow"'
+            )
         grow = reserve == "grow" or (reserve is None and parsed.growable)
         if max_slot_nbytes is not None and max_slot_nbytes < parsed.nbytes:
             raise ValueError(
@@ -177,11 +179,9 @@ class TensorBuffer(Buffer):
         """Items as get() returns them, until the stream has ended (see ``producers`` and shutdown())."""
         while True:
             try:
-                item = self.get()
+                yield self.get()  # never bound here: a name would keep the slot after the loop's body let go of it
             except ShutDown:
                 return
-            yield item
-            del item  # or it would be kept, and its slot with it, while we wait for the next one
 
     def __len__(self) -> int:
         """How many items are published and not yet acquired."""
@@ -236,7 +236,9 @@ class TensorBuffer(Buffer):
             )
             return TimeoutError(f"no slot became free within {timeout} s ({state}); {likely}")
         likely = (
-            "a producer is in the middle of writing" if s["writing"] else "producers are slower than consumers, or there are none"
+            "a producer is in the middle of writing"
+            if s["writing"]
+            else "producers are slower than consumers, or there are none"
         )
         return TimeoutError(f"nothing was published within {timeout} s ({state}); {likely}")
 
@@ -279,5 +281,3 @@ class TensorBuffer(Buffer):
         if not isinstance(item, dict) or item.keys() != node.keys():
             raise KeyError(f"writing {key!r} takes a dict with exactly {', '.join(map(repr, node))}")
         return [(f"{key}.{name}", item[name]) for name in node]
-
-

@@ -59,7 +59,10 @@ class ShutDown(ShmError, _ShutDownBase):  # type: ignore[misc,valid-type]
 #: (FileExistsError, FileNotFoundError, PermissionError, ...).
 _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.EBADF: (ClosedError, "it is closed in this process"),
-    errno.ESTALE: (LeaseLost, "the slot is not this process's any more: it was reclaimed, or taken before a fork"),
+    errno.ESTALE: (
+        LeaseLost,
+        "the slot is not this process's any more: it was reclaimed, or taken before a fork",
+    ),
     errno.ESHUTDOWN: (
         ShutDown,
         "the stream has ended: by shutdown(), or because as many producers have closed as producers= says",
@@ -73,7 +76,10 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.EMSGSIZE: (ValueError, "it does not fit into a slot: raise max_slot_nbytes="),
     errno.EUSERS: (ShmError, "every member's place is taken: raise members="),
     errno.EMFILE: (OSError, "this process has no descriptor left: raise `ulimit -n`"),
-    errno.ENXIO: (ShmError, "/proc is not mounted, and an anonymous segment needs it to join: mount it, or give a name="),
+    errno.ENXIO: (
+        ShmError,
+        "/proc is not mounted, and an anonymous segment needs it to join: mount it, or give a name=",
+    ),
     errno.EINVAL: (ValueError, "an argument is out of range"),
     errno.EOVERFLOW: (ValueError, "the sizes overflow: lower slots= or max_slot_nbytes="),
     errno.ENAMETOOLONG: (ValueError, "the name is longer than 200 characters"),

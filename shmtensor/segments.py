@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import weakref
-from multiprocessing import reduction
+from multiprocessing import reduction, util
 from typing import Any, Protocol
 
 from shmtensor._core import Segment, memory_left
@@ -15,14 +15,23 @@ from shmtensor.errors import ShmNoSpaceError, error_from
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
-#: Open named segments: a process that exits in an orderly way is no reason for a name to stay behind.
-_named: weakref.WeakSet[Segment] = weakref.WeakSet()
+#: Every segment that this process has open.
+_open: weakref.WeakSet[Segment] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_named() -> None:
-    for segment in list(_named):
+def _close_all() -> None:
+    """At an orderly exit: no name stays behind, and a producer counts as having closed."""
+    for segment in list(_open):
         segment.close()
+
+
+def _in_child(_: object) -> None:
+    # multiprocessing's children leave by os._exit(), which knows its own finalizers only. Last of all: -1.
+    util.Finalize(None, _close_all, exitpriority=-1)
+
+
+atexit.register(_close_all)
+util.register_after_fork(_open, _in_child)  # spawn and forkserver run these too
 
 
 def check_name(name: object) -> None:
@@ -49,10 +58,9 @@ def check_int(label: str, value: object, low: int, high: int) -> None:
 
 
 def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes: int = 0) -> None:
-    """Raises for the -errno of a create or an attach, saying what would help; registers an open named segment."""
+    """Raises for the -errno of a create or an attach, saying what would help."""
     if rc == 0:
-        if name is not None:
-            _named.add(segment)
+        _open.add(segment)
         return
     if rc == -errno.ENOMEM:
         hint = "no address space is left for it; see `ulimit -v`"
@@ -62,10 +70,12 @@ def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes
     if rc == -errno.EPERM and name is not None:
         raise PermissionError(
             errno.EPERM,
-            f"{what}: /dev/shm/shmtensor.{name} is not a plain file of this user with mode 0600, so it is not trusted",
+            f"{what}: /dev/shm/shmtensor.{name} is no plain file of this user with mode 0600, so it is not trusted",
         )
     if rc == -errno.EEXIST:
-        raise FileExistsError(errno.EEXIST, f"{what}: a segment of this name is in use; attach to it, or choose another")
+        raise FileExistsError(
+            errno.EEXIST, f"{what}: a segment of this name is in use; attach to it, or choose another"
+        )
     if rc == -errno.ENOENT and name is not None:
         raise FileNotFoundError(errno.ENOENT, f"{what}: there is no segment of this name")
     raise error_from(-rc, what)

@@ -55,9 +55,7 @@ class DType:
 
 def _first_class() -> Iterator[DType]:
     codes = {"int": 0, "uint": 1, "float": 2, "complex": 5, "bool": 6}
-    names = (
-        "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
-    )
+    names = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
     for name in names.split():
         dt = np.dtype(name)
         yield DType(name, dt.itemsize, (codes[name.rstrip("0123456789")], 8 * dt.itemsize), name, dt)
@@ -69,9 +67,7 @@ def _first_class() -> Iterator[DType]:
 
 
 _KNOWN = {d.name: d for d in _first_class()}
-_TORCH_ALIASES = dict(
-    half="float16", float="float32", double="float64", short="int16", int="int32", long="int64"
-)
+_TORCH_ALIASES = dict(half="float16", float="float32", double="float64", short="int16", int="int32", long="int64")
 _TORCH_ALIASES.update(chalf="complex32", cfloat="complex64", cdouble="complex128")
 # numpy's codes of fixed-size types without Python objects; a name out of shared memory must match this.
 _TIME = r"[mM]8(?:\[[0-9]{0,10}[A-Za-z]{1,2}\])?"
@@ -113,9 +109,7 @@ def _from_name(name: str) -> DType:
     """The DType of a canonical name and of little else: safe for names out of shared memory."""
     if name in _KNOWN:
         return _KNOWN[name]
-    return _from_numpy(
-        np.lib.format.descr_to_dtype(_descr(json.loads(name) if name.startswith("[") else name))
-    )
+    return _from_numpy(np.lib.format.descr_to_dtype(_descr(json.loads(name) if name.startswith("[") else name)))
 
 
 def _descr(node: Any, depth: int = 0) -> Any:
@@ -204,9 +198,7 @@ class Field:
             ValueError: a negative dimension, a max_shape that contradicts shape, or more than 2**47 bytes.
         """
         if isinstance(shape, (str, np.dtype, type, DType)):
-            raise TypeError(
-                f"shape must be an int or a tuple, not {shape!r:.80}; the order is (shape, dtype)"
-            )
+            raise TypeError(f"shape must be an int or a tuple, not {shape!r:.80}; the order is (shape, dtype)")
         dims = _dims(shape, "shape", dynamic=True)
         bound = None if max_shape is None else _dims(max_shape, "max_shape")
         if bound is not None:
@@ -257,16 +249,12 @@ def _walk(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Fiel
     where = f"field {path!r:.80}: " if path else ""
     if isinstance(node, Mapping):
         if not node or depth >= MAX_DEPTH:
-            raise ValueError(
-                f"{where}a dict of fields must not be empty, nor nested more than {MAX_DEPTH} deep"
-            )
+            raise ValueError(f"{where}a dict of fields must not be empty, nor nested more than {MAX_DEPTH} deep")
         for name, child in node.items():
             if not isinstance(name, str):
                 raise TypeError(f"{where}a name must be a str, not {name!r:.80}")
             if not name or "." in name or not name.isprintable():
-                raise ValueError(
-                    f"{where}a name must be printable, not empty and without '.', not {name!r:.80}"
-                )
+                raise ValueError(f"{where}a name must be printable, not empty and without '.', not {name!r:.80}")
             yield from _walk(child, f"{path}.{name}" if path else name, depth + 1)
     elif isinstance(node, Field):
         yield path, node
@@ -341,9 +329,7 @@ class Spec:
         text = json.dumps({"version": VERSION, "fields": rows}, ensure_ascii=False, separators=(",", ":"))
         self._json = text.encode()
         if len(self._json) > MAX_JSON:
-            raise ValueError(
-                f"the spec takes {len(self._json)} bytes of JSON; at most {MAX_JSON} are possible"
-            )
+            raise ValueError(f"the spec takes {len(self._json)} bytes of JSON; at most {MAX_JSON} are possible")
         self._names: list[str] | None = paths if self.tree is not None and list(self.tree) == paths else None
 
     @classmethod

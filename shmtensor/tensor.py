@@ -74,7 +74,13 @@ class SharedTensor(Array):
             huge_pages=huge_pages,
             meta=spec.dumps(),
         )
-        opened(self, rc, f"creating a SharedTensor of {nbytes:,} bytes" + (f" named {name!r}" if name else ""), name, nbytes)
+        opened(
+            self,
+            rc,
+            f"creating a SharedTensor of {nbytes:,} bytes" + (f" named {name!r}" if name else ""),
+            name,
+            nbytes,
+        )
         self._set_spec(spec)
         if parallel:
             _prefault(self, nbytes)

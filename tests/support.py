@@ -1,73 +1,277 @@
-"""What several test files need: looking at a buffer's slots from outside, and at this process's mappings and descriptors."""
+"""What several test files share: processes that cannot hang a run, and what a test may not leave behind.
+
+Workers live here and not in the test files, so that a spawned process need not import pytest.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
+import multiprocessing
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import shmtensor as st
 
-try:
-    import torch as _torch  # noqa: F401
-except ImportError:
-    HAVE_TORCH = False
-else:
-    HAVE_TORCH = True
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+START_METHODS = [m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()]
+SECONDS = 60.0  #: no process here may take longer: a ceiling against hanging, not an expectation
 
-needs_torch = pytest.mark.skipif(not HAVE_TORCH, reason="torch is not installed")
+_count = itertools.count()
 
 
-def slots_by_state(buf: st.TensorBuffer) -> dict[str, int]:
-    """How many slots are in each state."""
-    s = buf.stats()
-    return {state: s[state] for state in ("free", "writing", "ready", "reading")}
+def unique_name(what: str = "t") -> str:
+    """A segment name that no other test, and no other run, uses."""
+    return f"test-{what}-{os.getpid()}-{next(_count)}"
 
 
-def all_free(buf: st.TensorBuffer) -> bool:
-    """Whether every slot is free; from another thread's death a moment may pass until it is."""
-    return slots_by_state(buf) == {"free": buf.slots, "writing": 0, "ready": 0, "reading": 0}
+def path_of(name: str) -> Path:
+    return Path("/dev/shm") / f"shmtensor.{name}"
 
 
-def segment_mappings() -> list[str]:
-    """This process's mappings of segments, anonymous and named, as lines of /proc/self/maps."""
-    with open("/proc/self/maps") as f:
-        return [line for line in f if "/memfd:shmtensor" in line or "/dev/shm/shmtensor." in line]
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
-def segment_descriptors() -> list[str]:
-    """What this process's descriptors of segments point to."""
+def wait_until(true: Callable[[], Any], seconds: float = 10.0) -> bool:
+    """Polls; returns whether it became true in time."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+# ---- what must not stay behind ---------------------------------------------------------------------------------------
+
+
+def segment_fds() -> list[str]:
+    """What this process's descriptors of segments and of their lock files point to."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the descriptor that listdir itself used
-            continue
-        if "/memfd:shmtensor" in target or "/dev/shm/shmtensor." in target:
-            found.append(target)
+            if "memfd:shmtensor" in target or target.startswith("/dev/shm/"):
+                found.append(target)
     return found
 
 
-@contextmanager
-def nothing_left_behind() -> Iterator[None]:
-    """Fails if there are more mappings or descriptors of segments after the block than before it."""
+def segment_maps() -> list[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in lines if "memfd:shmtensor" in line or "/dev/shm/" in line]
+
+
+def own_files() -> set[str]:
+    """Files in /dev/shm that the tests of this process made."""
+    return {n for n in os.listdir("/dev/shm") if n.startswith("shmtensor.test-") and f"-{os.getpid()}-" in n}
+
+
+def what_is_open() -> dict[str, Any]:
     gc.collect()
-    before = len(segment_mappings()), len(segment_descriptors())
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "of segments": len(segment_fds()),
+        "mappings": len(segment_maps()),
+        "files": own_files(),
+    }
+
+
+@contextlib.contextmanager
+def leaves_nothing() -> Iterator[None]:
+    """Descriptors, mappings and files are the same afterwards."""
+    before = what_is_open()
     yield
-    gc.collect()
-    assert (len(segment_mappings()), len(segment_descriptors())) == before
+    after = what_is_open()
+    assert after == before
 
 
-def raw_bytes(x: Any) -> bytes:
-    """The elements of a numpy array or CPU tensor, in C order, as bytes; of any dtype."""
-    if isinstance(x, (np.ndarray, np.generic)):
-        return np.ascontiguousarray(x).tobytes()
-    import torch
+# ---- processes -------------------------------------------------------------------------------------------------------
 
-    x = x.detach().resolve_conj().resolve_neg().contiguous()
-    return x.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+def python(code: str, *args: str, wrapper: tuple[str, ...] = (), timeout: float = SECONDS, **options: Any) -> str:
+    """Runs ``python -c code args`` and returns what it printed; an exit status other than 0 fails the test."""
+    done = subprocess.run(
+        [*wrapper, sys.executable, "-c", code, *args],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=timeout,
+        **options,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def talking(code: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """The same, running, to be talked to by lines; killed at the end of the block if it is not gone by then."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *args],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def environment() -> dict[str, str]:
+    path = [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def not_permitted(*command: str) -> str | None:
+    """None if the command works here, else why not: a reason to skip."""
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return f"{command[0]} does not run here: {e}"
+    if done.returncode != 0:
+        return f"{' '.join(command)!r} is not permitted here: {done.stderr.strip()[-200:]}"
+    return None
+
+
+class Crew:
+    """Processes of one start method that are joined, or killed, at the end of the block.
+
+    Each worker gets a connection as its first argument, to say what it found.
+    """
+
+    def __init__(self, method: str = "fork") -> None:
+        self.context: Any = multiprocessing.get_context(method)
+        self.processes: list[BaseProcess] = []
+        self.connections: list[Connection] = []
+
+    def start(self, target: Callable[..., None], *args: Any) -> Connection:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=target, args=(theirs, *args))
+        process.start()
+        theirs.close()
+        self.processes.append(process)
+        self.connections.append(ours)
+        return ours
+
+    def join(self, seconds: float = SECONDS) -> list[int | None]:
+        """Exit codes; None of a process that is still running."""
+        end = time.monotonic() + seconds
+        for p in self.processes:
+            p.join(max(0.0, end - time.monotonic()))
+        return [p.exitcode for p in self.processes]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                codes = self.join()
+                assert set(codes) <= {0}, f"exit codes {codes}"
+        finally:
+            for p in self.processes:
+                if p.is_alive():
+                    p.kill()
+                p.join()
+                p.close()
+            for c in self.connections:
+                c.close()
+
+
+def hear(connection: Connection, seconds: float = SECONDS) -> Any:
+    """What a worker sent, or a failed test."""
+    assert connection.poll(seconds), "a worker says nothing"
+    try:
+        return connection.recv()
+    except EOFError:
+        raise AssertionError("a worker ended without a word") from None
+
+
+# ---- items that show when they are lost, doubled, torn or late -------------------------------------------------------
+
+WORDS = 16
+STREAM_SPEC = ((WORDS,), "int64")
+_PATTERN = np.arange(1, WORDS + 1, dtype=np.int64) * 0x0101_0101
+
+
+def stamp(out: np.ndarray, producer: int, number: int) -> None:
+    """Every word of the payload depends on who wrote it, when, and where it lies."""
+    np.add(_PATTERN, producer << 48 | number, out=out)
+
+
+def read_stamp(item: np.ndarray) -> int:
+    """producer << 48 | number; -1 if any word is not what stamp() wrote."""
+    key = int(item[0]) - int(_PATTERN[0])
+    return key if key >= 0 and (item - _PATTERN == key).all() else -1
+
+
+def produce(connection: Connection, buffer: st.TensorBuffer, producer: int, count: int, batch: int = 0) -> None:
+    """Publishes ``count`` stamped items, one by one or in batches, and closes."""
+    done = 0
+    while done < count:
+        if batch:
+            with buffer.claim_many(min(batch, count - done), timeout=SECONDS) as slots:
+                view = slots.numpy()
+                for i in range(len(slots)):
+                    stamp(view[i], producer, done + i)
+                done += len(slots)
+        else:
+            with buffer.claim(timeout=SECONDS) as slot:
+                stamp(slot.numpy(), producer, done)
+            done += 1
+    buffer.close()
+    connection.close()
+
+
+def consume(connection: Connection, buffer: st.TensorBuffer, batch: int = 0) -> None:
+    """Reads to the end of the stream and sends the stamps in the order in which they came."""
+    keys: list[int] = []
+    while True:
+        try:
+            if batch:
+                with buffer.acquire_many(batch, timeout=SECONDS) as slots:
+                    keys.extend(read_stamp(item) for item in slots.numpy())
+            else:
+                with buffer.acquire(timeout=SECONDS) as slot:
+                    keys.append(read_stamp(slot.numpy()))
+        except st.ShutDown:
+            break
+    buffer.close()
+    connection.send_bytes(np.array(keys, np.int64).tobytes())
+    connection.close()
+
+
+def check_stream(heard: list[np.ndarray], producers: int, count: int) -> None:
+    """None torn, none out of order per producer and consumer, none lost or doubled."""
+    for keys in heard:
+        assert (keys >= 0).all(), f"{(keys < 0).sum()} torn items"
+        for producer in range(producers):
+            mine = keys[keys >> 48 == producer]
+            assert (np.diff(mine) > 0).all(), f"items of producer {producer} came out of order"
+    got = np.sort(np.concatenate(heard))
+    expected = np.concatenate([np.arange(count) + (p << 48) for p in range(producers)])
+    assert len(got) == len(expected), f"{len(got)} items of {len(expected)}"
+    assert np.array_equal(got, expected), "some items were lost and others doubled"
+
+
+def hear_keys(connection: Connection) -> np.ndarray:
+    assert connection.poll(SECONDS), "a consumer says nothing"
+    try:
+        return np.frombuffer(connection.recv_bytes(), np.int64)
+    except EOFError:
+        raise AssertionError("a consumer ended without a word") from None

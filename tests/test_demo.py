@@ -260,9 +260,7 @@ def test_bad_folders_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "--json" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "bad", [["--workers", "0"], ["--items", "x"], ["--seconds", "nan"], ["--spoil", "-1"]]
-)
+@pytest.mark.parametrize("bad", [["--workers", "0"], ["--items", "x"], ["--seconds", "nan"], ["--spoil", "-1"]])
 def test_bad_options_are_refused(bad: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["demo", *bad])

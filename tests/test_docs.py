@@ -93,9 +93,7 @@ def test_files_and_links_exist(page: Path) -> None:
         if "://" not in link:
             assert (page.parent / link).exists(), link
     for anchor in re.findall(r"\]\(#([^)]+)\)", text):
-        titles = [
-            re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.M)
-        ]
+        titles = [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.M)]
         assert anchor in titles, anchor
     for name in re.findall(r"`((?:csrc|shmtensor|tests|docs|benchmarks|model)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name

@@ -239,9 +239,7 @@ def test_dlpack_codes_are_torchs() -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    code = (
-        "import sys, shmtensor.spec as s; s.Spec({'x': (3, 'torch.bfloat16')}); print('torch' in sys.modules)"
-    )
+    code = "import sys, shmtensor.spec as s; s.Spec({'x': (3, 'torch.bfloat16')}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -331,8 +329,7 @@ def test_layout() -> None:
         "none": "none",
     }
     assert repr(spec) == (
-        "Spec(image: uint8[3,5,7], obs.tokens: int32[<=10], obs.text: float64[?,2], label: int64[], "
-        "none: bool[0,4])"
+        "Spec(image: uint8[3,5,7], obs.tokens: int32[<=10], obs.text: float64[?,2], label: int64[], none: bool[0,4])"
     )
 
 
@@ -461,9 +458,7 @@ def test_flatten_flat() -> None:
 # --- random specs
 
 dtypes = st.sampled_from([*FIRST_CLASS, *NUMPY_ONLY])
-names = st.text(st.characters(exclude_characters=".", codec="utf-8"), min_size=1, max_size=8).filter(
-    str.isprintable
-)
+names = st.text(st.characters(exclude_characters=".", codec="utf-8"), min_size=1, max_size=8).filter(str.isprintable)
 
 
 @st.composite
@@ -478,9 +473,7 @@ def leaves(user: Any) -> list[Field]:
     return [user] if isinstance(user, Field) else [f for sub in user.values() for f in leaves(sub)]
 
 
-specs = st.recursive(
-    fields(), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=5), max_leaves=20
-)
+specs = st.recursive(fields(), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=5), max_leaves=20)
 
 
 @given(specs)
@@ -553,9 +546,7 @@ def rows(*fields: Any, version: Any = 1) -> str:
     return json.dumps({"version": version, "fields": fields}, separators=(",", ":"))
 
 
-RICH = Spec(
-    {**NESTED, "r": (2, RECORD), "t": Field((None, 2), "m8[ns]", (4, 2)), "u": ((None,), "S3")}
-).dumps()
+RICH = Spec({**NESTED, "r": (2, RECORD), "t": Field((None, 2), "m8[ns]", (4, 2)), "u": ((None,), "S3")}).dumps()
 
 
 def test_loads_form() -> None:
@@ -714,9 +705,7 @@ json_values = st.recursive(
         st.text(max_size=4),
         st.sampled_from([*FIRST_CLASS, "S3"]),
     ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
     max_leaves=8,
 )
 paths = st.sampled_from(["", "a", "b", "a.b", "a.c", "b.", "a.b.c"])

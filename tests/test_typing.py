@@ -99,11 +99,12 @@ def functions(module: ModuleType) -> Iterator[tuple[object, ast.FunctionDef]]:
     stub = ast.parse((ROOT / "shmtensor" / f"{module.__name__.rpartition('.')[2]}.pyi").read_text())
     for node in stub.body:
         for owner, child in (
-            [(getattr(module, node.name), c) for c in node.body]
-            if isinstance(node, ast.ClassDef)
-            else [(module, node)]
+            [(getattr(module, node.name), c) for c in node.body] if isinstance(node, ast.ClassDef) else [(module, node)]
         ):
-            if isinstance(child, ast.FunctionDef):
+            # An overload has fewer parameters than what it stands for.
+            if isinstance(child, ast.FunctionDef) and not any(
+                isinstance(d, ast.Name) and d.id == "overload" for d in child.decorator_list
+            ):
                 yield inspect.getattr_static(owner, child.name), child
 
 

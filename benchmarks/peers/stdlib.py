@@ -155,16 +155,16 @@ class LockedRing(Ring):
 
     def put(self, source):
         self.take(self.free)
-        with self.writing as position:
-            self.views[position.value % self.slots][...] = source
-            position.value += 1
+        with self.writing.get_lock():
+            self.views[self.writing.value % self.slots][...] = source
+            self.writing.value += 1
         self.ready.release()
 
     def get(self):
         self.take(self.ready)
-        with self.reading as position:
-            item = self.views[position.value % self.slots].copy()
-            position.value += 1
+        with self.reading.get_lock():
+            item = self.views[self.reading.value % self.slots].copy()
+            self.reading.value += 1
         self.free.release()
         return item
 

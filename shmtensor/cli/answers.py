@@ -133,9 +133,7 @@ def _by_hand(job: Job, total: int, crew: Crew, deliver: Deliver, segment: Shared
             free.put(number)
 
 
-def _fill_by_hand(
-    job: Job, count: int, segment: SharedMemory, free: Any, full: Any, tickets: Tickets
-) -> None:
+def _fill_by_hand(job: Job, count: int, segment: SharedMemory, free: Any, full: Any, tickets: Tickets) -> None:
     slots = _slots_in(segment, job, count)
     for index in tickets:
         number = free.get()

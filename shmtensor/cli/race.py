@@ -108,9 +108,7 @@ class Course:
     items: int | None = None  # instead of seconds
 
 
-def race(
-    answers: dict[str, Answer], job: Job, crew: Crew, course: Course, progress: Progress
-) -> dict[str, Result]:
+def race(answers: dict[str, Answer], job: Job, crew: Crew, course: Course, progress: Progress) -> dict[str, Result]:
     """Every answer in turn, round after round, so that a slow minute of the machine hits all of them."""
     results = {name: Result() for name in answers}
     known: dict[int, int] = {}
