@@ -1,8 +1,8 @@
 """One measurement each: it makes the peers, forks the other processes, warms up, times, and returns one number.
 
-Every one runs in a process of its own (``isolated``), so that a peer that hangs or crashes is a result and not the end of
-the run, and so that nothing is left of it. Whoever measures takes part itself, as the consumer: a process that only
-watched would count as one more member.
+Every one runs in a process of its own (``isolated``), so that a peer that hangs or crashes is a result and not the
+end of the run, and so that nothing is left of it. Whoever measures takes part itself, as the consumer: a process that
+only watched would count as one more member.
 """
 
 import ctypes
@@ -53,12 +53,12 @@ def isolated(measure, *args, timeout=60.0, **kwargs):
         os.setpgid(0, 0)
         try:
             gc.disable()
-            sender.send((True, measure(*args, **kwargs)))
+            outcome = (True, measure(*args, **kwargs))
         except BaseException:
-            sender.send((False, traceback.format_exc(limit=-3)))
-        finally:
-            for peer in _made:
-                peer.close()
+            outcome = (False, traceback.format_exc(limit=-3))
+        for peer in _made:
+            peer.close()
+        sender.send(outcome)  # last: this process may be killed from here on
 
     process = context.Process(target=run)
     process.start()
@@ -122,10 +122,22 @@ def pin(which):
 
 
 def source_of(nbytes):
+    """What producers send."""
     return (np.arange(nbytes, dtype=np.uint64) % 251).astype(np.uint8)
 
 
-# ---- one process --------------------------------------------------------------------------------------------------------
+def checked(nbytes):
+    """A ``read`` that fails the measurement if an item is not what the producer sent."""
+    expected = source_of(nbytes)
+
+    def check(item):
+        if not np.array_equal(np.frombuffer(item, np.uint8), expected):
+            raise AssertionError("an item arrived with other bytes than were sent")
+
+    return check
+
+
+# ---- one process ----
 
 
 def cycle(kind, nbytes, n, slots=8):
@@ -139,7 +151,7 @@ def cycle(kind, nbytes, n, slots=8):
     return (time.perf_counter() - begin) / n
 
 
-# ---- two processes ------------------------------------------------------------------------------------------------------
+# ---- two processes ----
 
 
 def stream(kind, nbytes, slots, n, read=True, **options):
@@ -161,7 +173,8 @@ def stream(kind, nbytes, slots, n, read=True, **options):
     child = Child(produce)
     watch([child])
     pin(1)
-    peer.recv(warm, read)
+    peer.recv(slots, checked(nbytes))  # and then on at full speed, so that the clock starts in the steady state
+    peer.recv(warm - slots, read)
     begin = time.perf_counter()
     peer.recv(n, read)
     seconds = time.perf_counter() - begin
@@ -246,12 +259,12 @@ def limit_futex(n, gap=300e-6):
     return limit.run("futex", n, round(gap * 1e6), *PINS)
 
 
-# ---- many processes -----------------------------------------------------------------------------------------------------
+# ---- many processes ----
 
 
 def contention(kind, producers, consumers, n, *, nbytes=64, slots=64, **options):
-    """Items per second through ``producers`` and ``consumers``, none of them pinned; the measuring process is one of the
-    consumers. Each producer sends the same number and each consumer takes the same number."""
+    """Items per second through ``producers`` and ``consumers``, none of them pinned; the measuring process is one of
+    the consumers. Each producer sends the same number and each consumer takes the same number."""
     peer = make(kind, nbytes, slots, **options)
     unit = producers * consumers
     warm, total = (n // 20 // unit + 1) * unit, (n // unit + 1) * unit
@@ -269,7 +282,7 @@ def contention(kind, producers, consumers, n, *, nbytes=64, slots=64, **options)
     def consume(i):
         peer.join()
         together.wait()
-        peer.recv(warm // consumers)
+        peer.recv(warm // consumers, checked(nbytes))
         together.wait()
         ends[2 * i] = time.perf_counter()
         peer.recv(total // consumers)
@@ -280,6 +293,8 @@ def contention(kind, producers, consumers, n, *, nbytes=64, slots=64, **options)
     children += [Child(consume, i) for i in range(1, consumers)]
     watch(children)
     consume(0)
+    for child in children:
+        child.join()
     return total / (max(ends[1::2]) - min(ends[0::2]))
 
 

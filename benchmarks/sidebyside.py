@@ -10,6 +10,7 @@ within each repeat. README.md says how to read it.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -24,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+if importlib.util.find_spec("shmtensor") is None:
+    sys.path.append(str(HERE.parent))  # built in place and not installed
 
 import harness  # noqa: E402
 import peers as p  # noqa: E402
 
-US, RATE, SHARE = "us", "k/s", "% CPU"
+US, RATE, SLOW, SHARE = "us", "k/s", "1/s", "% CPU"
 OURS, LIMIT, RING, PIPE, QUEUE = "shmtensor", "limit C", "ring", "Pipe", "Queue"
 COLUMNS = (OURS, LIMIT, RING, PIPE, QUEUE)
 
@@ -85,7 +87,7 @@ class Table(dict[str, Row]):
         return statistics.median(ratios) if ratios else None
 
 
-# ---- targets ------------------------------------------------------------------------------------------------------------
+# ---- targets ----
 
 
 def at_most(limit: float) -> Callable[[Table, str], bool | None]:
@@ -125,7 +127,7 @@ def half_of_4x1(table: Table, row: str) -> bool | None:
     return None if value is None else value >= 0.5
 
 
-# ---- rows ---------------------------------------------------------------------------------------------------------------
+# ---- rows ----
 
 LARGE = 4 << 20
 
@@ -157,7 +159,8 @@ def stream_row(
     }
     if kind is p.Assign:
         cells = {OURS: cells[OURS], LIMIT: cells[LIMIT]}
-    return Row(name, label, RATE, cells, f"{factor} of C{' (nt)' if copy == 'nt' else ''}", of(LIMIT, low=factor))
+    unit = SLOW if nbytes >= LARGE else RATE
+    return Row(name, label, unit, cells, f"{factor} of C{' (nt)' if copy == 'nt' else ''}", of(LIMIT, low=factor))
 
 
 def contention_row(producers: int, consumers: int, least: float) -> Row:
@@ -266,7 +269,7 @@ def rows(waiting_seconds: float) -> list[Row]:
     ]
 
 
-# ---- the run ------------------------------------------------------------------------------------------------------------
+# ---- the run ----
 
 
 def measure(table: Table, repeats: int, seconds: float, say: Callable[[str], None]) -> None:
@@ -279,7 +282,7 @@ def measure(table: Table, repeats: int, seconds: float, say: Callable[[str], Non
                 value = None
                 if column not in row.errors:
                     try:
-                        value = row.cells[column].run(seconds, lower_is_better=row.unit != RATE)
+                        value = row.cells[column].run(seconds, lower_is_better=row.unit in (US, SHARE))
                     except harness.Failed as e:
                         row.errors[column] = str(e)
                 row.samples.setdefault(column, []).append(value)
@@ -288,7 +291,7 @@ def measure(table: Table, repeats: int, seconds: float, say: Callable[[str], Non
 def shown(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
-    value *= {US: 1e6, RATE: 1e-3, SHARE: 100}[unit]
+    value *= {US: 1e6, RATE: 1e-3, SLOW: 1, SHARE: 100}[unit]
     return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
@@ -389,13 +392,14 @@ def main() -> int:
     if args.json:
         out = {
             "machine": machine(),
+            "shmtensor": p.tensorbuffer.st.__version__,
             "date": time.strftime("%Y-%m-%d"),
             "repeats": repeats,
             "seconds": seconds,
             "rows": {
                 row.name: {
                     "label": row.label,
-                    "unit": "items/s" if row.unit == RATE else "s" if row.unit == US else "CPU s/s",
+                    "unit": {US: "s", SHARE: "CPU s/s"}.get(row.unit, "items/s"),
                     "reach": row.target,
                     "met": row.met(table, row.name),
                     "samples": row.samples,

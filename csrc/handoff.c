@@ -17,24 +17,50 @@ void shmt_shutdown(shmt_segment *seg) {
     shmt_event_wake_all(&seg->header->free_event);
 }
 
-/* Called when nothing is to be had. The stream ends by itself once as many producers as were expected have closed and none
- * is left; it stays ended, so that a producer which comes too late gets an error instead of writing to nobody. */
-static bool ended(shmt_segment *seg) {
+/* Called when nothing is to be had: -EAGAIN wait on, -ESHUTDOWN the stream has ended, -EOWNERDEAD nobody could end the wait.
+ * The stream ends by itself once as many producers as were expected have closed and none is left; it stays ended, so that a
+ * producer which comes too late gets an error instead of writing to nobody. If some of them died instead, the wait is over
+ * too, but that is no ordinary end: each process is told once of each death, and if it then waits again, it waits for a
+ * producer that takes the place. */
+static int why_empty(shmt_segment *seg) {
     if (!shut(seg)) {
-        uint32_t expected = seg->geo.producers;
+        const uint32_t expected = seg->geo.producers;
         /* N1 seq_cst: pairs with the closers' count; what they published is visible to the second look below. */
-        if (expected == 0 || shmt_load_seq_cst(&seg->header->producers_closed) < expected ||
-            shmt_member_any_producer(seg)) {
-            return false;
+        uint32_t closed = shmt_load_seq_cst(&seg->header->producers_closed);
+        uint32_t lost = shmt_load_seq_cst(&seg->header->producers_lost); /* N1: likewise, with reclaim's count */
+        uint32_t alive = shmt_member_roles(seg);
+        bool all_came = expected > 0 && closed + lost >= expected;
+        bool nobody_will = expected == 0 && lost > 0 && !(alive & SHMT_IDLE);
+        if ((alive & SHMT_PRODUCER) || !(all_came || nobody_will)) {
+            return -EAGAIN;
+        }
+        if (expected == 0 || closed < expected) {
+            uint32_t told = shmt_load_relaxed(&seg->told_lost); /* this process's own */
+            return lost == told || shmt_slots_any_unread(seg) ? -EAGAIN : -EOWNERDEAD;
         }
         shmt_shutdown(seg);
     }
-    return !shmt_slots_any_unread(seg);
+    return shmt_slots_any_unread(seg) ? -EAGAIN : -ESHUTDOWN;
+}
+
+/* No slot is free: could anybody free one? Consumers were there and are gone, every slot waits to be read, and all who are
+ * left only ever produced. Before the first consumer has come, producers wait for it. */
+static int why_full(shmt_segment *seg) {
+    uint32_t seen = shmt_load_seq_cst(&seg->header->consumers_seen); /* N4: before the roles, which come after it */
+    bool gone = seen != shmt_load_relaxed(&seg->told_consumers) &&  /* this process's own */
+                !(shmt_member_roles(seg) & (SHMT_CONSUMER | SHMT_IDLE)) && shmt_slots_all_ready(seg);
+    if (gone) {
+        shmt_store_relaxed(&seg->told_consumers, seen); /* likewise */
+    }
+    return gone ? -EOWNERDEAD : -EAGAIN;
 }
 
 static void take_role(shmt_segment *seg, uint32_t role) {
     if (SHMT_UNLIKELY((shmt_load_relaxed(&seg->roles) & role) == 0)) { /* written by this process only */
         shmt_or_relaxed(&seg->roles, role);                            /* likewise */
+        if (role == SHMT_CONSUMER) {
+            shmt_add_seq_cst(&seg->header->consumers_seen, 1); /* N4: a reader of the count then finds the role, or waits */
+        }
         /* N2 seq_cst: a producer is known before it looks at `shut` for the first time. */
         shmt_or_seq_cst(&shmt_member_mine(seg)->roles, role);
     }
@@ -66,7 +92,7 @@ static int try_claim(shmt_segment *seg, void *arg, bool thorough) {
         }
         return -ESHUTDOWN;
     }
-    return got > 0 ? got : -EAGAIN;
+    return got > 0 ? got : thorough ? why_full(seg) : -EAGAIN;
 }
 
 static uint8_t *payload(const shmt_segment *seg, uint32_t index) { return seg->data + index * seg->geo.slot_stride; }
@@ -251,10 +277,15 @@ static int try_acquire(shmt_segment *seg, void *arg, bool thorough) {
     }
     take_role(seg, SHMT_CONSUMER);
     int got = shmt_order_take(seg, r->n, r->words, &r->first);
-    if (got == -EAGAIN && thorough && ended(seg)) {
+    int why = got == -EAGAIN && thorough ? why_empty(seg) : -EAGAIN;
+    if (why != -EAGAIN) {
         (void)shmt_reclaim(seg); /* the item of a consumer that died is to be drained too */
         got = shmt_order_take(seg, r->n, r->words, &r->first); /* once more: what came before the end counts */
-        return got == -EAGAIN ? -ESHUTDOWN : got;
+        if (got == -EAGAIN && why == -EOWNERDEAD) {
+            /* this process's own */
+            shmt_store_relaxed(&seg->told_lost, shmt_load_relaxed(&seg->header->producers_lost));
+        }
+        return got == -EAGAIN ? why : got;
     }
     return got;
 }

@@ -47,6 +47,8 @@ struct shmt_segment {
     shmt_atomic32 cursor;     /* where the next claim begins to look */
     shmt_atomic64 read_seen;  /* a read_seq seen earlier: bounds how full the ring can be */
     shmt_atomic32 reclaiming; /* one thread at a time; a thread lock of this process, never waited for */
+    shmt_atomic32 told_lost;      /* producers_lost, as far as this process was told of it */
+    shmt_atomic32 told_consumers; /* consumers_seen, likewise when it was told that they are gone */
     shmt_atomic32 closed;
     int lock_fd; /* the private open file description whose lock on byte `member` says that we live; -1: none */
     uint32_t cores;
@@ -102,7 +104,8 @@ int shmt_member_open_lock(const shmt_segment *seg, int *lock_fd);
 void shmt_member_announce(shmt_segment *seg, uint32_t id);
 void shmt_member_clear(shmt_segment *seg, uint32_t id);
 void shmt_member_leave(shmt_segment *seg);
-bool shmt_member_any_producer(const shmt_segment *seg);
+#define SHMT_IDLE 4u /* beside SHMT_PRODUCER, SHMT_CONSUMER: joined, and has done neither yet */
+uint32_t shmt_member_roles(const shmt_segment *seg);
 shmt_member_record *shmt_member_mine(shmt_segment *seg);
 
 /* ---- slots.c: the slot word ------------------------------------------------------------------------------------------------- */
@@ -110,6 +113,7 @@ int shmt_slots_claim(shmt_segment *seg, uint32_t probes, uint32_t n, uint64_t *w
 int shmt_slots_change(shmt_segment *seg, uint32_t index, uint64_t from, uint64_t to);
 int shmt_slots_take(shmt_segment *seg, uint32_t index, uint64_t cell_gen, uint64_t *word);
 bool shmt_slots_any_unread(shmt_segment *seg);
+bool shmt_slots_all_ready(shmt_segment *seg);
 
 /* ---- order.c: which published slot is next ------------------------------------------------------------------------------------ */
 int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen);

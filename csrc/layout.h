@@ -121,6 +121,8 @@ typedef struct shmt_header {
     /* Stream: rarely written, read by every claim. */
     _Alignas(SHMT_PAIR) shmt_atomic32 shut;  /* 1: no more claims; set by shutdown or by the end of all producers */
     shmt_atomic32 producers_closed;          /* producers that left of their own will */
+    shmt_atomic32 producers_lost;            /* producers that died */
+    shmt_atomic32 consumers_seen;            /* members that ever acquired */
     shmt_atomic32 joined;                    /* members now, about: decides only how to spin */
     shmt_atomic32 joins;                     /* members ever: spreads lock bytes */
     shmt_atomic64 redelivered;               /* items handed out again after a consumer's death */

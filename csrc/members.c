@@ -98,7 +98,7 @@ void shmt_member_announce(shmt_segment *seg, uint32_t id) {
 
 void shmt_member_clear(shmt_segment *seg, uint32_t id) {
     shmt_store_relaxed(&seg->records[id].roles, 0); /* by the holder of lock byte id */
-    shmt_store_relaxed(&seg->records[id].pid, 0);
+    shmt_store_relaxed(&seg->records[id].pid, 0);   /* likewise */
     recount(seg);
 }
 
@@ -112,14 +112,16 @@ void shmt_member_leave(shmt_segment *seg) {
     }
 }
 
-bool shmt_member_any_producer(const shmt_segment *seg) {
+/* The roles that members have who have not left and are not known to be dead, in one mask. */
+uint32_t shmt_member_roles(const shmt_segment *seg) {
+    uint32_t mask = 0;
     for (uint32_t id = 1; id <= seg->geo.members; id++) {
         /* N2 seq_cst: pairs with the role's N2 in handoff.c, which a producer sets before it looks at `shut`. */
-        if (shmt_load_seq_cst(&seg->records[id].roles) & SHMT_PRODUCER) {
-            return true;
-        }
+        uint32_t roles = shmt_load_seq_cst(&seg->records[id].roles);
+        bool idle = roles == 0 && shmt_load_relaxed(&seg->records[id].pid) != 0; /* a hint: it may only prolong a wait */
+        mask |= idle ? SHMT_IDLE : roles;
     }
-    return false;
+    return mask;
 }
 
 uint32_t shmt_member_id(const shmt_segment *seg) { return shmt_me(seg); }

@@ -98,6 +98,14 @@ static int reclaim_member(shmt_segment *seg, uint32_t id) {
     return rc;
 }
 
+/* Requires lock byte `id`. The count comes before the role goes (in shmt_member_clear): killed in between, one producer is
+ * counted twice, and none is waited for in vain. */
+static void count_lost(shmt_segment *seg, uint32_t id) {
+    if (shmt_load_relaxed(&seg->records[id].roles) & SHMT_PRODUCER) { /* written by the holder of the byte only */
+        shmt_add_seq_cst(&seg->header->producers_lost, 1); /* N1: before the role goes */
+    }
+}
+
 int shmt_member_join(shmt_segment *seg) {
     int rc = 0, lock_fd = -1;
     uint32_t id = 0;
@@ -118,6 +126,7 @@ int shmt_member_join(shmt_segment *seg) {
             shmt_store_relaxed(&seg->cursor, start); /* likewise */
             cpu_set_t usable;
             seg->cores = sched_getaffinity(0, sizeof usable, &usable) == 0 ? (uint32_t)CPU_COUNT(&usable) : 1;
+            count_lost(seg, id);
             rc = reclaim_member(seg, id); /* what the last holder of this byte left when it died */
             shmt_member_announce(seg, id);
             /* M1 release: pairs with the acquire in shmt_enter(). Carries: lock_fd, member, cursor. */
@@ -152,6 +161,7 @@ int shmt_reclaim(shmt_segment *seg) {
             continue;
         }
         rc = reclaim_member(seg, id);
+        count_lost(seg, id);
         shmt_member_clear(seg, id);
         shmt_member_unlock(seg, id);
         shmt_add_relaxed(&seg->header->reclaimed, died); /* a figure for people */

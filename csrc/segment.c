@@ -64,7 +64,7 @@ static int place(shmt_geometry *geo) {
 
 static int plan(const shmt_config *config, shmt_geometry *geo) {
     uint64_t unit = config->alignment;
-    if ((unit & (unit - 1)) != 0 || config->slot_nbytes > SHMT_NBYTES_MAX ||
+    if ((unit & (unit - 1)) != 0 || unit > SHMT_PAGE || config->slot_nbytes > SHMT_NBYTES_MAX ||
         config->slot_stride > SHMT_NBYTES_MAX) {
         return -EINVAL;
     }

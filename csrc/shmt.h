@@ -6,6 +6,7 @@
  *   -EAGAIN     a try_ verb found nothing to take            -ETIMEDOUT  the deadline passed
  *   -EINTR      a signal arrived while waiting: look at it, then call again with the same deadline
  *   -ESHUTDOWN  the stream has ended                          -ESTALE     the slot was reclaimed: the lease is lost
+ *   -EOWNERDEAD nobody is left alive who could end the wait
  *   -EBADF      this handle is closed                         -EUCLEAN    shared memory is corrupt
  *   -ENOSPC     memory could not be reserved                  -ENOMEM     address space or heap exhausted
  *   -EMSGSIZE   larger than a slot can become                 -EUSERS     every member's place is taken
@@ -48,7 +49,7 @@ typedef struct shmt_config {
     uint32_t members;     /* how many may take part at once; at most 4,095 */
     uint32_t flags;
     uint32_t producers;   /* this many producers must have closed before the stream ends by itself; 0: never */
-    uint32_t alignment;   /* of each slot's payload, bytes, power of two; 0: a cache-line pair or a page, by size */
+    uint32_t alignment;   /* of each slot's payload: a power of two up to a page; 0: two cache lines or a page, by size */
     uint64_t seq_first;   /* for tests: where the sequence numbers and generations begin */
     const void *meta;     /* stored for whoever attaches */
     uint32_t meta_nbytes;

@@ -90,6 +90,16 @@ bool shmt_slots_any_unread(shmt_segment *seg) {
     return false;
 }
 
+/* Is there nothing left that its holder could give back? */
+bool shmt_slots_all_ready(shmt_segment *seg) {
+    for (uint32_t i = 0; i < seg->geo.slots; i++) {
+        if (!shmt_word_is_ready(shmt_load_seq_cst(&seg->slots[i].word))) { /* N4: after the roles were read */
+            return false;
+        }
+    }
+    return true;
+}
+
 int shmt_slot_info_get(shmt_segment *seg, uint32_t index, shmt_slot_info *out) {
     if (index >= seg->geo.slots) {
         return -EINVAL;

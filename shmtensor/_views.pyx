@@ -4,6 +4,7 @@ Knows nothing of slots, processes or segments: an owner is a pointer with a way 
 its owner, and whatever aliases a view keeps the view, so the owner is dropped when the last alias dies.
 """
 
+from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
@@ -402,7 +403,8 @@ cdef class Field:
                 raise TypeError(f"{self.label} takes {self.dtype.name} of shape {self.describe()}, not "
                                 f"{type(x).__name__}")
             # Of numbers without a dtype only the kind must fit: 7 may go into uint8, 7.5 may not, 300 raises.
-            exact = hasattr(x, "dtype") or hasattr(x, "__array_interface__") or hasattr(x, "__array__")
+            exact = (hasattr(x, "dtype") or hasattr(x, "__array_interface__") or hasattr(x, "__array__")
+                     or (PyObject_CheckBuffer(x) and not isinstance(x, bytes)))
             if exact and given.dtype != descr:
                 raise _wrong_dtype(self, given.dtype)
             number = given.dtype.kind in "iub" and descr.kind in "iubfc"

@@ -67,6 +67,10 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
         ShutDown,
         "the stream has ended: by shutdown(), or because as many producers have closed as producers= says",
     ),
+    errno.EOWNERDEAD: (
+        PeersGone,
+        "nobody is left alive who could end the wait: the peers died, or the consumers have closed; start them again",
+    ),
     errno.ETIMEDOUT: (TimeoutError, "the time-out passed"),
     errno.EUCLEAN: (ShmLayoutError, "its contents in shared memory are corrupt"),
     errno.EBADMSG: (ShmLayoutError, "it is not a shmtensor segment"),

@@ -988,7 +988,7 @@ def interrupt(verb: str, spin_us: int = 50, before: str = "", send: bool = True)
         if send:
             time.sleep(0.2)  # it sleeps by now; if it does not yet, Ctrl-C must work all the same
             process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=10)
+        out, _ = process.communicate(timeout=5)
     finally:
         process.kill()
         process.wait()

@@ -1,7 +1,7 @@
 """The yardstick: limit.c as a program, and the full read of reader.c as a function; built when first needed.
 
-They are compiled with the system's compiler (CC, else cc) into build/bench, under names that follow from the sources, so
-that an edit rebuilds them and nothing else does.
+They are compiled with the system's compiler (CC, else cc) into build/bench, under names that follow from the sources,
+so that an edit rebuilds them and nothing else does.
 """
 
 import hashlib

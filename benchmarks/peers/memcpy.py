@@ -6,7 +6,7 @@ from .base import Peer
 
 
 class Memcpy(Peer):
-    """One thread copies the array into warm private memory and reads it there: what no hand-off can save, done in turn."""
+    """One thread copies the array into warm private memory and reads it there, in turn: what no hand-off can save."""
 
     name = "memcpy"
 

@@ -1,7 +1,8 @@
-"""What the standard library offers: multiprocessing.Queue and Pipe, and shared memory with semaphores written by hand."""
+"""What the standard library offers: multiprocessing.Queue, Pipe, and SharedMemory with semaphores, written by hand."""
 
 import multiprocessing
 import os
+from contextlib import suppress
 from multiprocessing import shared_memory
 from queue import Empty
 
@@ -30,10 +31,8 @@ class Queue(Peer):
                 pass
 
     def idle(self, seconds):
-        try:
+        with suppress(Empty):
             self.queue.get(timeout=seconds)
-        except Empty:
-            pass
 
     def close(self):
         self.queue.cancel_join_thread()
@@ -145,8 +144,8 @@ class Ring(Peer):
 
 
 class LockedRing(Ring):
-    """The same for many producers and consumers: a lock at each end guards the position, and the copy out of or into the
-    slot happens under it. ``get`` returns a copy."""
+    """The same for many producers and consumers: a lock at each end guards the position, and the copy out of or into
+    the slot happens under it. ``get`` returns a copy."""
 
     def __init__(self, nbytes, slots, *, polling=False):
         super().__init__(nbytes, slots, polling=polling)

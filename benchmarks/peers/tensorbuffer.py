@@ -1,5 +1,7 @@
 """shmtensor.TensorBuffer, once for each way of writing the same program."""
 
+from contextlib import suppress
+
 import shmtensor as st
 
 from .base import Peer
@@ -27,10 +29,8 @@ class TensorBuffer(Peer):
         self.buf.reclaim()
 
     def idle(self, seconds):
-        try:
+        with suppress(TimeoutError):
             self.buf.get(seconds)
-        except TimeoutError:
-            pass
 
     def close(self):
         self.buf.close()

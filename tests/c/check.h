@@ -89,7 +89,7 @@ static inline void check_skip(const char *why) {
     snprintf(check_skipped + used, sizeof check_skipped - used, "%s%s: %s", used ? "; " : "", check_now, why);
     check_skips++;
 }
-#define SKIP(why)                                                                                                     \
+#define SKIP(why)                                                                                                      \
     do {                                                                                                               \
         check_skip(why);                                                                                               \
         return;                                                                                                        \
@@ -127,7 +127,7 @@ static inline int check_main(const check_test *tests, size_t n, int argc, char *
 }
 
 #define TEST(f) {#f, f}
-#define TESTS(...)                                                                                                    \
+#define TESTS(...)                                                                                                     \
     int main(int argc, char **argv) {                                                                                  \
         static const check_test tests[] = {__VA_ARGS__};                                                               \
         return check_main(tests, sizeof tests / sizeof *tests, argc, argv);                                            \
@@ -290,8 +290,14 @@ static inline shmt_segment *peer_of(shmt_segment *seg) {
 }
 
 /* Sequences that begin just before each of the counters wraps, for a ring of `ring` cells. */
-#define WRAPS(ring)                                                                                                   \
-    { 0, 1, (ring) - 1, (UINT64_C(1) << 24) - 5, (UINT64_C(1) << 24) * (ring) - 5, (UINT64_C(1) << 48) - 5, UINT64_MAX - 4 }
+#define WRAPS(ring)                                                                                                    \
+    {0,                                                                                                                \
+     1,                                                                                                                \
+     (ring) - 1,                                                                                                       \
+     (UINT64_C(1) << 24) - 5,                                                                                          \
+     (UINT64_C(1) << 24) * (ring) - 5,                                                                                 \
+     (UINT64_C(1) << 48) - 5,                                                                                          \
+     UINT64_MAX - 4}
 #define N_WRAPS 7
 
 static inline uint64_t word_of(shmt_segment *seg, uint32_t index) { return shmt_load_seq_cst(&seg->slots[index].word); }

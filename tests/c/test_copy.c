@@ -102,7 +102,8 @@ static void a_streamed_copy_is_ordered_by_a_release(void) {
 /* ---- strides ------------------------------------------------------------------------------------------------------------ */
 
 /* The plainest loop: item k of C order, its index by division. */
-static void naive(uint8_t *to, const uint8_t *from, int ndim, const int64_t *shape, const int64_t *strides, size_t itemsize) {
+static void naive(uint8_t *to, const uint8_t *from, int ndim, const int64_t *shape, const int64_t *strides,
+                  size_t itemsize) {
     int64_t total = 1;
     for (int d = 0; d < ndim; d++) {
         total *= shape[d];
@@ -150,24 +151,24 @@ static void by_hand(void) {
         int64_t shape[5], strides[5];
         size_t itemsize;
     } table[] = {
-        {0, {0}, {0}, 8},                                                 /* a scalar */
-        {1, {7}, {4}, 4},                                                 /* contiguous */
-        {1, {7}, {-4}, 4},                                                /* reversed */
-        {1, {7}, {0}, 4},                                                 /* one item, broadcast */
-        {1, {7}, {3}, 4},                                                 /* overlapping items */
-        {2, {5, 3}, {12, 4}, 4},                                          /* contiguous */
-        {2, {5, 3}, {4, 20}, 4},                                          /* transposed */
-        {2, {5, 3}, {24, 8}, 4},                                          /* every second */
-        {2, {5, 3}, {-12, -4}, 4},                                        /* both reversed */
-        {3, {2, 1, 3}, {12, 999, 4}, 4},                                  /* a stride that is never used */
-        {3, {2, 0, 3}, {12, 4, 4}, 4},                                    /* nothing */
-        {1, {0}, {-8}, 8},                                                /* nothing */
-        {4, {2, 3, 4, 5}, {0, 20, 0, 4}, 4},                              /* expanded */
-        {4, {2, 3, 4, 5}, {480, 8, 96, 24}, 8},                           /* channels last */
-        {5, {1, 1, 1, 1, 1}, {7, 7, 7, 7, 7}, 2},                         /* all ones */
-        {3, {3, 4, 5}, {100, 20, 4}, 3},                                  /* an item of three bytes */
-        {2, {3, 4}, {100, 16}, 16},                                       /* complex128 rows */
-        {2, {100, 100}, {1, 100}, 1},                                     /* bytes, transposed */
+        {0, {0}, {0}, 8},                         /* a scalar */
+        {1, {7}, {4}, 4},                         /* contiguous */
+        {1, {7}, {-4}, 4},                        /* reversed */
+        {1, {7}, {0}, 4},                         /* one item, broadcast */
+        {1, {7}, {3}, 4},                         /* overlapping items */
+        {2, {5, 3}, {12, 4}, 4},                  /* contiguous */
+        {2, {5, 3}, {4, 20}, 4},                  /* transposed */
+        {2, {5, 3}, {24, 8}, 4},                  /* every second */
+        {2, {5, 3}, {-12, -4}, 4},                /* both reversed */
+        {3, {2, 1, 3}, {12, 999, 4}, 4},          /* a stride that is never used */
+        {3, {2, 0, 3}, {12, 4, 4}, 4},            /* nothing */
+        {1, {0}, {-8}, 8},                        /* nothing */
+        {4, {2, 3, 4, 5}, {0, 20, 0, 4}, 4},      /* expanded */
+        {4, {2, 3, 4, 5}, {480, 8, 96, 24}, 8},   /* channels last */
+        {5, {1, 1, 1, 1, 1}, {7, 7, 7, 7, 7}, 2}, /* all ones */
+        {3, {3, 4, 5}, {100, 20, 4}, 3},          /* an item of three bytes */
+        {2, {3, 4}, {100, 16}, 16},               /* complex128 rows */
+        {2, {100, 100}, {1, 100}, 1},             /* bytes, transposed */
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         check_strided(table[i].ndim, table[i].shape, table[i].strides, table[i].itemsize);

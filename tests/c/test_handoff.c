@@ -15,7 +15,8 @@ static void one_item(void) {
             CHECK_EQ(shmt_slot_try_acquire(seg, &out), -EAGAIN);
             CHECK_EQ(shmt_slot_publish(seg, &in, 200, i * 3), 0);
             CHECK_EQ(shmt_slot_try_acquire(seg, &out), 0);
-            CHECK(out.data == in.data && out.index == in.index && out.nbytes == 200 && out.tag == i * 3 && out.tries == 0);
+            CHECK(out.data == in.data && out.index == in.index && out.nbytes == 200 && out.tag == i * 3 &&
+                  out.tries == 0);
             CHECK(out.data[0] == (uint8_t)i && out.data[255] == (uint8_t)i);
             CHECK_EQ(shmt_slot_release(seg, &out), 0);
         }
@@ -212,7 +213,7 @@ static void part_of_a_batch(void) {
     CHECK_EQ(first.index, 2);
     CHECK_EQ(shmt_slot_release(seg, &first), 0);
     CHECK_EQ(shmt_slot_release_many(seg, &first, words, 2), -ESTALE); /* the first was given back already ... */
-    CHECK_EQ(stats_of(seg).free, 8);                                 /* ... and the second is now */
+    CHECK_EQ(stats_of(seg).free, 8);                                  /* ... and the second is now */
     shmt_segment_drop(seg);
 }
 
@@ -259,9 +260,9 @@ static void a_corrupt_reservation_stays_within_the_stride(void) {
 }
 
 static void every_size_in_a_growing_slot(void) {
-    shmt_segment *seg =
-        make_config((shmt_config){.slot_nbytes = 1, .slot_stride = 3 << 20, .slots = 2, .flags = SHMT_GROW}),
-        *peer = peer_of(seg);
+    shmt_segment *seg = make_config(
+                     (shmt_config){.slot_nbytes = 1, .slot_stride = 3 << 20, .slots = 2, .flags = SHMT_GROW}),
+                 *peer = peer_of(seg);
     uint64_t random = 11;
     for (int i = 0; i < 200; i++) {
         uint64_t n = next_random(&random) % ((3u << 20) >> next_random(&random) % 20);

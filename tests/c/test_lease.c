@@ -177,7 +177,7 @@ static void from_many_threads_exactly_once(void) {
         }
         pthread_barrier_wait(&barrier);
         pthread_barrier_wait(&barrier);
-        CHECK_EQ(slot_of(segment, 0).state, 0); /* released ... */
+        CHECK_EQ(slot_of(segment, 0).state, 0);   /* released ... */
         CHECK_EQ(slot_of(segment, 0).gen, i + 1); /* ... and once only: the next claim has not come yet */
     }
     for (int i = 0; i < HOLDERS; i++) {

@@ -147,12 +147,10 @@ static void many_small_slots_are_refused_together(void) {
     shmt_segment *seg = NULL;
     int fds = count_fds(NULL);
     fake_reset(true);
-    CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = each,
-                                                .slot_stride = 4 * MIB,
-                                                .slots = slots,
-                                                .members = 2,
-                                                .flags = SHMT_GROW},
-                                 &seg),
+    CHECK_EQ(shmt_segment_create(
+                 &(shmt_config){
+                     .slot_nbytes = each, .slot_stride = 4 * MIB, .slots = slots, .members = 2, .flags = SHMT_GROW},
+                 &seg),
              -ENOSPC);
     CHECK(fake.nbytes < 64 * MIB);
     CHECK(seg == NULL);

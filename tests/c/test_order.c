@@ -134,7 +134,7 @@ static void a_pusher_that_stopped_half_way_is_helped(void) {
         }
         CHECK_EQ(take(seg), -EAGAIN);
         CHECK_EQ(shmt_order_length(seg), 0); /* and not 2^64 - 2 */
-        push(seg, 7); /* write_seq is behind read_seq here */
+        push(seg, 7);                        /* write_seq is behind read_seq here */
         CHECK_EQ(write_seq(seg), (int64_t)(firsts[f] + 5));
         CHECK_EQ(take(seg), 7);
         shmt_segment_drop(seg);
@@ -305,8 +305,8 @@ static void marking_what_the_ring_holds(void) {
         for (uint32_t i = 0; i < 8; i++) {
             wanted[i] = shmt_word_gen(word_of(seg, i));
         }
-        wanted[4] = UINT64_MAX;  /* in the ring, but not asked for */
-        wanted[0] = ready(seg, 0); /* READY, but lost before its push */
+        wanted[4] = UINT64_MAX;            /* in the ring, but not asked for */
+        wanted[0] = ready(seg, 0);         /* READY, but lost before its push */
         set_write_seq(seg, read_seq(seg)); /* a lagging counter hides nothing */
         shmt_order_mark(seg, wanted, found);
         for (uint32_t i = 0; i < 8; i++) {
@@ -328,17 +328,13 @@ static void look_anew(void) { /* the bound is old, so that the push has to look 
     shmt_store_relaxed(&race->read_seen, write_seq(race) - race->geo.ring);
 }
 
-static void push_slot_1(void) {
-    CHECK_EQ(shmt_order_push(race, 1, 5), 0);
-}
+static void push_slot_1(void) { CHECK_EQ(shmt_order_push(race, 1, 5), 0); }
 
 static void readers_ahead_of_a_slow_pusher(void) {
-    if (!CAN_STEP) {
-        SKIP(CANNOT_STEP);
-    }
+    NEEDS_STEPS();
     race = make(8, 0, 1000);
     uint64_t ended_at = 0;
-    for (uint64_t n = 0; ended_at == 0; n += STEP_STRIDE) {
+    for (uint64_t n = 0; ended_at == 0; n++) {
         step_child child;
         if (!step_start(&child, look_anew, push_slot_1, n)) {
             ended_at = n;

@@ -427,8 +427,8 @@ static uint64_t die_everywhere(const scene *s, uint64_t seq_first, uint64_t stri
     progress = new_signal();
     uint64_t points = 0;
     for (uint64_t n = 0;; n += stride) {
-        shmt_segment *seg = victim_of = make_config((shmt_config){
-            .slot_nbytes = 256, .slots = 4, .members = 4, .flags = s->flags, .seq_first = seq_first});
+        shmt_segment *seg = victim_of = make_config(
+            (shmt_config){.slot_nbytes = 256, .slots = 4, .members = 4, .flags = s->flags, .seq_first = seq_first});
         int seen[101] = {0};
         uint32_t tries[101] = {0};
         step_child child;
@@ -475,11 +475,9 @@ static uint64_t die_everywhere(const scene *s, uint64_t seq_first, uint64_t stri
 }
 
 static void dies(const scene *s) {
-    if (!CAN_STEP) {
-        SKIP(CANNOT_STEP);
-    }
+    NEEDS_STEPS();
     const bool every = getenv("EVERY_STEP") != NULL;
-    const uint64_t stride = (every ? 1 : s->stride) * STEP_STRIDE;
+    const uint64_t stride = every ? 1 : s->stride;
     uint64_t points = die_everywhere(s, 0, stride);
     for (int f = 2; f < N_WRAPS; f++) { /* just before each of the wraps */
         points += die_everywhere(s, firsts[f], every ? stride : 7 * stride);
@@ -501,8 +499,9 @@ static void a_member_dies_while_it_leaves(void) { dies(&(scene){join, leave, fal
 TESTS(TEST(an_item_in_the_making_is_given_up), TEST(a_published_item_that_the_ring_lost_is_found),
       TEST(a_published_item_in_the_ring_keeps_its_place), TEST(an_item_being_read_is_redelivered),
       TEST(an_item_that_kills_four_readers_is_dropped), TEST(with_drop_it_is_dropped_at_once),
-      TEST(another_process_may_do_it), TEST(leaving_is_not_dying), TEST(several_at_once), TEST(a_stopped_member_is_alive), TEST(a_zombie_is_dead),
-      TEST(who_waits_notices), TEST(joining_settles_what_the_last_holder_left), TEST(one_reclaimer_at_a_time),
+      TEST(another_process_may_do_it), TEST(leaving_is_not_dying), TEST(several_at_once),
+      TEST(a_stopped_member_is_alive), TEST(a_zombie_is_dead), TEST(who_waits_notices),
+      TEST(joining_settles_what_the_last_holder_left), TEST(one_reclaimer_at_a_time),
       TEST(a_reclaimer_that_died_half_way), TEST(who_was_taken_for_dead_changes_nothing),
       TEST(a_producer_dies_anywhere), TEST(a_consumer_dies_anywhere), TEST(a_consumer_dies_anywhere_with_drop),
       TEST(a_reclaimer_dies_anywhere), TEST(a_member_dies_while_it_joins), TEST(a_member_dies_while_it_leaves))

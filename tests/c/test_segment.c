@@ -178,10 +178,8 @@ static void impossible_wishes(void) {
 }
 
 static void the_largest_counts(void) {
-    shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 1,
-                                                  .slots = SHMT_SLOTS_MAX,
-                                                  .members = SHMT_MEMBERS_MAX,
-                                                  .seq_first = UINT64_MAX});
+    shmt_segment *seg = make_config(
+        (shmt_config){.slot_nbytes = 1, .slots = SHMT_SLOTS_MAX, .members = SHMT_MEMBERS_MAX, .seq_first = UINT64_MAX});
     CHECK_EQ(seg->geo.ring, 131072);
     shmt_slot slot;
     for (uint32_t i = 0; i < SHMT_SLOTS_MAX; i++) {
@@ -267,8 +265,8 @@ static void the_stride_shrinks_to_the_address_space(void) {
     if (pid == 0) {
         struct rlimit limit = {.rlim_cur = address_space() + 2 * GIB, .rlim_max = RLIM_INFINITY};
         CHECK_EQ(setrlimit(RLIMIT_AS, &limit), 0);
-        shmt_segment *seg = make_config(
-            (shmt_config){.slot_nbytes = 100000, .slot_stride = 64 * GIB, .slots = 16, .flags = SHMT_GROW});
+        shmt_segment *seg =
+            make_config((shmt_config){.slot_nbytes = 100000, .slot_stride = 64 * GIB, .slots = 16, .flags = SHMT_GROW});
         uint64_t stride = shmt_segment_info(seg)->slot_stride;
         CHECK(stride >= 32 << 20 && stride < 2 * GIB / 16); /* halved no further than needed */
         struct stat st;
@@ -284,15 +282,13 @@ static void the_stride_shrinks_to_the_address_space(void) {
 
         int fds = count_fds(NULL);
         seg = NULL;
-        CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = GIB / 4,
-                                                    .slot_stride = 64 * GIB,
-                                                    .slots = 16,
-                                                    .members = 2,
-                                                    .flags = SHMT_GROW},
-                                     &seg),
-                 -ENOMEM); /* not even slot_nbytes each */
-        CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = 4 * GIB, .slots = 1, .members = 2}, &seg),
-                 -ENOMEM);
+        CHECK_EQ(
+            shmt_segment_create(
+                &(shmt_config){
+                    .slot_nbytes = GIB / 4, .slot_stride = 64 * GIB, .slots = 16, .members = 2, .flags = SHMT_GROW},
+                &seg),
+            -ENOMEM); /* not even slot_nbytes each */
+        CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = 4 * GIB, .slots = 1, .members = 2}, &seg), -ENOMEM);
         CHECK(seg == NULL);
         CHECK_EQ(count_fds(NULL), fds);
         CHECK_EQ(count_maps(MEMFD), 0);
@@ -304,12 +300,10 @@ static void the_stride_shrinks_to_the_address_space(void) {
 /* More than any address space: the same answer. */
 static void the_stride_shrinks_to_what_can_be_had_at_all(void) {
     shmt_segment *seg = NULL;
-    CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = 4096,
-                                                .slot_stride = 1024 * GIB,
-                                                .slots = 1024,
-                                                .members = 2,
-                                                .flags = SHMT_GROW},
-                                 &seg),
+    CHECK_EQ(shmt_segment_create(
+                 &(shmt_config){
+                     .slot_nbytes = 4096, .slot_stride = 1024 * GIB, .slots = 1024, .members = 2, .flags = SHMT_GROW},
+                 &seg),
              0);
     CHECK(shmt_segment_info(seg)->slot_stride >= 4096);
     shmt_segment_drop(seg);
@@ -338,7 +332,8 @@ static void attaching_without_descriptors(void) {
     shmt_segment *seg = make(1, 0, 0);
     pid_t pid = start_child();
     if (pid == 0) {
-        const int maps = count_maps(MEMFD), inherited = count_fds(NULL); /* whoever runs the tests may have left more than three open */
+        const int maps = count_maps(MEMFD),
+                  inherited = count_fds(NULL); /* whoever runs the tests may have left more than three open */
         int top = 0;
         for (int fd = 0; fd < 1000; fd++) {
             top = fcntl(fd, F_GETFD) >= 0 ? fd + 1 : top;
@@ -424,15 +419,17 @@ static void each_corrupt_field_is_refused(void) {
         U64(total_nbytes), U64(members_offset), U64(slots_offset), U64(ring_offset), U64(meta_offset),
         U64(data_offset),  U64(slot_stride),    U32(slots),        U32(ring),        U32(members),
     };
-    shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 5000, .slots = 3, .members = 5, .meta = "x", .meta_nbytes = 1});
+    shmt_segment *seg =
+        make_config((shmt_config){.slot_nbytes = 5000, .slots = 3, .members = 5, .meta = "x", .meta_nbytes = 1});
     int fd = copy_of(seg, -1);
     CHECK_EQ(attach_and_drop(fd), 0); /* the copy as such is fine */
     close(fd);
     for (size_t f = 0; f < sizeof fields / sizeof *fields; f++) {
         uint64_t now = 0;
         memcpy(&now, seg->base + fields[f].offset, fields[f].nbytes);
-        const uint64_t values[] = {0,           now + 1,   now - 1,    now * 2,    now + SHMT_PAGE, now ^ 1 << 16,
-                                   UINT64_MAX, INT64_MAX, UINT64_MAX - 4095, UINT64_C(1) << 46, UINT64_C(1) << 32};
+        const uint64_t values[] = {
+            0,          now + 1,   now - 1,           now * 2,           now + SHMT_PAGE,  now ^ 1 << 16,
+            UINT64_MAX, INT64_MAX, UINT64_MAX - 4095, UINT64_C(1) << 46, UINT64_C(1) << 32};
         for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
             uint64_t value = values[v];
             if (fields[f].nbytes == 4) {
@@ -460,8 +457,8 @@ static void each_corrupt_field_is_refused(void) {
 
 static void another_build_is_refused(void) {
     shmt_segment *seg = make(3, 0, 0);
-    const uint64_t others[] = {0, SHMT_ABI - (UINT64_C(1) << 48), SHMT_ABI + (UINT64_C(1) << 48), SHMT_ABI + 1, SHMT_ABI - 256,
-                               ~SHMT_ABI};
+    const uint64_t others[] = {
+        0, SHMT_ABI - (UINT64_C(1) << 48), SHMT_ABI + (UINT64_C(1) << 48), SHMT_ABI + 1, SHMT_ABI - 256, ~SHMT_ABI};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         CHECK_EQ(attach_changed(seg, GEO(abi), &others[i], 8), -EPROTONOSUPPORT);
     }
@@ -478,8 +475,9 @@ static void a_file_of_the_wrong_size_or_kind(void) {
     const struct {
         off_t nbytes;
         int rc;
-    } sizes[] = {{0, -EBADMSG},          {1, -EBADMSG},         {SHMT_PAGE - 1, -EBADMSG}, {SHMT_PAGE, -EUCLEAN},
-                 {total - 1, -EUCLEAN}, {total + 1, -EUCLEAN}, {total, 0},                {total * 2, -EUCLEAN}};
+    } sizes[] = {
+        {0, -EBADMSG},         {1, -EBADMSG}, {SHMT_PAGE - 1, -EBADMSG}, {SHMT_PAGE, -EUCLEAN}, {total - 1, -EUCLEAN},
+        {total + 1, -EUCLEAN}, {total, 0},    {total * 2, -EUCLEAN}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         int fd = copy_of(seg, sizes[i].nbytes);
         CHECK_EQ(attach_and_drop(fd), sizes[i].rc);
@@ -518,8 +516,8 @@ static void random_headers(void) {
         memcpy(header, seg->base, sizeof header);
         for (uint64_t n = 1 + next_random(&random) % 3; n > 0; n--) {
             uint64_t at = next_random(&random) % (sizeof(shmt_geometry) + 8);
-            header[at] = next_random(&random) & 1 ? (uint8_t)next_random(&random)
-                                                  : (uint8_t)(header[at] ^ 1u << next_random(&random) % 8);
+            uint32_t junk = (uint32_t)next_random(&random);
+            header[at] = (uint8_t)(junk & 256 ? junk : header[at] ^ 1u << junk % 8);
         }
         header[GEO(flags) + 0] &= (uint8_t)~SHMT_PREFAULT; /* which is a wish, and would be granted */
         CHECK_EQ(pwrite(fd, header, sizeof header, 0), (ssize_t)sizeof header);
@@ -646,7 +644,8 @@ static void prefault_within_bounds(void) {
 
 static void no_core_dump_and_huge_pages(void) {
     for (uint32_t flags = 0; flags <= SHMT_HUGE_PAGES; flags += SHMT_HUGE_PAGES) {
-        shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 3 << 20, .slots = 2, .flags = flags | SHMT_PREFAULT});
+        shmt_segment *seg =
+            make_config((shmt_config){.slot_nbytes = 3 << 20, .slots = 2, .flags = flags | SHMT_PREFAULT});
         CHECK_EQ(shmt_segment_info(seg)->total_nbytes % (flags ? 2u << 20 : SHMT_PAGE), 0);
         FILE *f = fopen("/proc/self/smaps", "r");
         CHECK(f != NULL);

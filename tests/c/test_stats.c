@@ -66,7 +66,8 @@ static void a_redelivery_is_no_claim(void) {
         CHECK_EQ(shmt_reclaim(seg), 1);
     }
     shmt_stats s = stats_of(seg);
-    CHECK(s.claims == 1 && s.publishes == 3 && s.redelivered == 2 && s.dropped == 0 && s.reclaimed == 2 && s.ready == 1);
+    CHECK(s.claims == 1 && s.publishes == 3 && s.redelivered == 2 && s.dropped == 0 && s.reclaimed == 2 &&
+          s.ready == 1);
     shmt_segment_drop(seg);
 }
 

@@ -159,8 +159,8 @@ static void run(const plan *p) {
     shmt_segment_drop(segment);
 }
 
-#define NEAR_ALL (UINT64_MAX - 1000)                   /* positions wrap at 2^64, and with them laps and generations */
-#define NEAR_GEN ((UINT64_C(1) << 48) - 300)            /* the generations of slots and, in the same place, of cells */
+#define NEAR_ALL (UINT64_MAX - 1000)         /* positions wrap at 2^64, and with them laps and generations */
+#define NEAR_GEN ((UINT64_C(1) << 48) - 300) /* the generations of slots and, in the same place, of cells */
 #define NEAR_LAP(ring) ((UINT64_C(1) << 24) * (ring) - 700)
 
 static void few_and_many_slots(int producers, int consumers) {

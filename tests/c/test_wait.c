@@ -278,7 +278,8 @@ typedef struct verb {
 static void *verb_thread(void *arg) {
     verb *v = arg;
     shmt_slot slot;
-    v->rc = v->claims ? shmt_slot_claim(v->seg, v->deadline_ns, &slot) : shmt_slot_acquire(v->seg, v->deadline_ns, &slot);
+    v->rc =
+        v->claims ? shmt_slot_claim(v->seg, v->deadline_ns, &slot) : shmt_slot_acquire(v->seg, v->deadline_ns, &slot);
     return NULL;
 }
 
@@ -432,6 +433,6 @@ static void no_wake_up_is_lost(void) {
 
 TESTS(TEST(what_is_there_is_taken_without_sleeping), TEST(a_timeout_is_as_long_as_was_asked),
       TEST(any_other_answer_ends_the_wait), TEST(a_sleeper_is_woken), TEST(nobody_asleep_costs_no_call),
-      TEST(waking_k_wakes_k), TEST(fewer_sleepers_than_items), TEST(an_idle_waiter_sleeps), TEST(a_signal_ends_the_wait),
-      TEST(what_came_with_the_signal_is_taken), TEST(every_verb_wakes_whom_it_should), TEST(a_process_wakes_another),
-      TEST(no_wake_up_is_lost))
+      TEST(waking_k_wakes_k), TEST(fewer_sleepers_than_items), TEST(an_idle_waiter_sleeps),
+      TEST(a_signal_ends_the_wait), TEST(what_came_with_the_signal_is_taken), TEST(every_verb_wakes_whom_it_should),
+      TEST(a_process_wakes_another), TEST(no_wake_up_is_lost))
