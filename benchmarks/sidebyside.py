@@ -295,6 +295,11 @@ def shown(value: float | None, unit: str) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
+def best(row: Row) -> float | None:
+    values = [v for v in row.samples.get(OURS, []) if v is not None]
+    return (min if row.unit in (US, SHARE) else max)(values, default=None)
+
+
 def spread(values: list[float | None]) -> str:
     have = sorted(v for v in values if v is not None)
     if len(have) < 3:
@@ -315,7 +320,7 @@ def machine() -> str:
 
 
 def report(table: Table) -> str:
-    header = ["", "unit", *COLUMNS, "spread", "/ C", "/ ring", "reach", ""]
+    header = ["", "unit", *COLUMNS, "best", "spread", "/ C", "/ ring", "reach", ""]
     lines = [header]
     for row in table.values():
         met = row.met(table, row.name)
@@ -328,6 +333,7 @@ def report(table: Table) -> str:
                 row.label,
                 row.unit,
                 *cells,
+                shown(best(row), row.unit),
                 spread(row.samples.get(OURS, [])),
                 *("" if r is None else f"{r:.2f}" for r in ratios),
                 row.target,

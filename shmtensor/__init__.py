@@ -16,7 +16,6 @@ from shmtensor.errors import (
     ShmLayoutError,
     ShmNoSpaceError,
     ShutDown,
-    WorkerDied,
 )
 from shmtensor.spec import Field, Spec
 from shmtensor.tensor import SharedTensor
@@ -35,6 +34,5 @@ __all__ = [
     "Slot",
     "Spec",
     "TensorBuffer",
-    "WorkerDied",
     "__version__",
 ]

@@ -87,6 +87,8 @@ cdef int _find_torch(bint wanted) except -1:
             raise ImportError("torch views need torch: pip install 'shmtensor[torch]'") from e
     tensor_type = getattr(torch, "Tensor", None)  # absent while torch itself is being imported
     if tensor_type is None:
+        if wanted:
+            raise ImportError("torch views need torch: pip install 'shmtensor[torch]'")
         return 0
     from torch.utils.dlpack import from_dlpack
     api = getattr(tensor_type, "__dlpack_c_exchange_api__", None)

@@ -14,7 +14,6 @@ __all__ = [
     "ShmLayoutError",
     "ShmNoSpaceError",
     "ShutDown",
-    "WorkerDied",
     "error_from",
 ]
 
@@ -37,10 +36,6 @@ class LeaseLost(ShmError):
 
 class PeersGone(ShmError):
     """Nobody is left alive who could end this wait."""
-
-
-class WorkerDied(ShmError):
-    """A worker process died before it delivered its result."""
 
 
 class ClosedError(ShmError, ValueError):

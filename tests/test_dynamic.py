@@ -337,6 +337,7 @@ def test_both_sides_grow_the_same_slots() -> None:
                 connection.recv()
                 buffer.put(some(n + 50_000, dtype="uint8"), timeout=SECONDS)
                 connection.send("written")
+                connection.recv()
 
         connection = crew.start(child)
         for n in range(0, 2_000_000, 100_000):
@@ -345,6 +346,7 @@ def test_both_sides_grow_the_same_slots() -> None:
             connection.send("go")
             hear(connection)
             assert np.array_equal(buffer.get(timeout=SECONDS), some(n + 50_000, dtype="uint8"))
+            connection.send("go")
 
 
 def test_a_grown_item_survives_its_writer() -> None:

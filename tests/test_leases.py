@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from views_support import needs_torch, nothing_left_behind, raw_bytes, segment_mappings, slots_by_state
+from views_support import needs_torch, nothing_left_behind, quick_collections, raw_bytes, segment_mappings, slots_by_state
 
 import shmtensor as st
 import shmtensor._views
@@ -26,12 +26,9 @@ PATTERN = np.arange(24, dtype="f4").reshape(SHAPE) + 1
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_collections() -> Iterator[None]:
-    """Takes torch's hundred thousand objects out of the many collections here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _quick_collections() -> Iterator[None]:
+    with quick_collections():
+        yield
 
 
 @pytest.fixture

@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from views_support import needs_torch, nothing_left_behind, raw_bytes, segment_descriptors, segment_mappings
+from views_support import (
+    needs_torch,
+    nothing_left_behind,
+    quick_collections,
+    raw_bytes,
+    segment_descriptors,
+    segment_mappings,
+)
 
 import shmtensor as st
 import shmtensor.tensor
@@ -26,6 +33,12 @@ from shmtensor import SharedTensor
 
 METHODS = ["fork", "spawn", "forkserver"]
 ARRAY = np.arange(12, dtype="i4").reshape(3, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> Iterator[None]:
+    with quick_collections():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +144,7 @@ def test_from_array_of_a_tensor(dtype: str) -> None:
     assert SharedTensor.from_array(s, name=f"st-{os.getpid()}").name == f"st-{os.getpid()}"
 
 
-@pytest.mark.parametrize("source", [np.zeros(3, "O"), object(), [[1], [2, 3]], None, "text" * 0, {"a": 1}], ids=repr)
+@pytest.mark.parametrize("source", [np.zeros(3, "O"), object(), [[1], [2, 3]], None, {"a": 1}], ids=repr)
 def test_from_array_of_what_cannot_be_shared(source: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         SharedTensor.from_array(source)
@@ -176,8 +189,8 @@ def test_wrong_arguments(arguments: Any, options: Any, error: type[Exception]) -
 
 
 def test_more_memory_than_there_is() -> None:
-    with pytest.raises(st.ShmNoSpaceError, match=r"140,000,000,000,000 bytes wanted.*limit") as caught:
-        SharedTensor.empty(140_000_000_000_000, "u1")
+    with pytest.raises(st.ShmNoSpaceError, match=r"70,000,000,000,000 bytes wanted.*limit") as caught:
+        SharedTensor.empty(70_000_000_000_000, "u1")
     assert isinstance(caught.value, OSError)
 
 
