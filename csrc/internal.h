@@ -1,5 +1,6 @@
 /* internal.h - the handle, and what each room offers the rooms after it. The order of the sections is the order of the
- * rooms: memory, segment, members, slots, order, wait, reclaim. A file uses only what stands above its own section. */
+ * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, reclaim. A file uses only what stands
+ * above its own section. */
 #ifndef SHMT_INTERNAL_H
 #define SHMT_INTERNAL_H
 
@@ -73,8 +74,14 @@ static inline int shmt_round_up(uint64_t *value, uint64_t unit) {
 }
 
 /* ---- memory.c: reserve before touching ---------------------------------------------------------------------------- */
+int shmt_memory_check(uint64_t nbytes);
 int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes);
 int shmt_memory_populate(void *at, uint64_t nbytes);
+
+/* ---- geometry.c: where everything lies ------------------------------------------------------------------------------ */
+int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo); /* of a segment to be created */
+bool shmt_geometry_shrink(shmt_geometry *geo); /* halves how far slots may grow; false: as small as can be */
+int shmt_geometry_place(shmt_geometry *geo);   /* recomputes what follows from the counts, to compare or to use */
 
 /* ---- names.c: files in /dev/shm ------------------------------------------------------------------------------------- */
 int shmt_name_path(const char *name, char *path, size_t size);

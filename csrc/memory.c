@@ -130,14 +130,21 @@ uint64_t shmt_memory_left(void) {
     return left;
 }
 
+/* Is there as much as that? */
+int shmt_memory_check(uint64_t nbytes) {
+    if (nbytes < CHECK_FROM) {
+        return 0;
+    }
+    uint64_t left = shmt_memory_left();
+    return nbytes > left || left - nbytes < MARGIN ? -ENOSPC : 0;
+}
+
 /* Reserves [offset, offset + nbytes) of the file. A part that was reserved before a failure stays reserved: the caller
  * gives the whole file up, or tries the same range again. */
 int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes) {
-    if (nbytes >= CHECK_FROM) {
-        uint64_t left = shmt_memory_left();
-        if (nbytes > left || left - nbytes < MARGIN) {
-            return -ENOSPC;
-        }
+    int rc = shmt_memory_check(nbytes);
+    if (rc != 0) {
+        return rc;
     }
     while (nbytes > 0) {
         uint64_t chunk = nbytes < RESERVE_CHUNK ? nbytes : RESERVE_CHUNK;

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -16,84 +17,8 @@
 #define MFD_NOEXEC_SEAL 8u
 #endif
 
-#define HUGE_PAGE (UINT64_C(2) << 20)
 #define SPIN_US_DEFAULT 50u
 #define LARGE_PAYLOAD (UINT64_C(4) << 20) /* from here on few hot slots beat a private cursor */
-
-/* ---- geometry ----------------------------------------------------------------------------------------------------------- */
-
-/* Places everything that follows from the counts. Creator and attacher both run it, so that no offset that was read from
- * shared memory is ever used: it is recomputed here and compared. */
-static int place(shmt_geometry *geo) {
-    const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP;
-    if ((geo->flags & ~known) != 0 || geo->slots > SHMT_SLOTS_MAX || geo->members < 1 || geo->members > SHMT_MEMBERS_MAX ||
-        geo->meta_nbytes > SHMT_META_MAX || geo->slot_nbytes > SHMT_NBYTES_MAX || geo->slot_stride > SHMT_NBYTES_MAX) {
-        return -EINVAL;
-    }
-    uint64_t ring = 0;
-    if (geo->slots > 0) {
-        if (geo->slot_stride < geo->slot_nbytes || geo->slot_stride % SHMT_LINE != 0) {
-            return -EINVAL;
-        }
-        for (ring = 2; ring < 2 * (uint64_t)geo->slots; ring *= 2) {
-        }
-    }
-    uint64_t at = SHMT_PAGE;
-    geo->members_offset = at;
-    at += (uint64_t)(geo->members + 1) * sizeof(shmt_member_record); /* record 0 is nobody's */
-    geo->slots_offset = at;
-    at += (uint64_t)geo->slots * sizeof(shmt_slot_header);
-    geo->ring_offset = at;
-    at += ring * sizeof(shmt_atomic64);
-    geo->ring = (uint32_t)ring;
-    geo->meta_offset = at;
-    at += geo->meta_nbytes;
-    uint64_t unit = geo->flags & SHMT_HUGE_PAGES ? HUGE_PAGE : SHMT_PAGE;
-    shmt_round_up(&at, unit); /* cannot overflow: all of the above is below 2^24 */
-    geo->data_offset = at;
-    uint64_t data = geo->slot_nbytes;
-    if (geo->slots > 0 && __builtin_mul_overflow((uint64_t)geo->slots, geo->slot_stride, &data)) {
-        return -EOVERFLOW;
-    }
-    if (__builtin_add_overflow(at, data, &at) || !shmt_round_up(&at, unit) || at > SHMT_NBYTES_MAX) {
-        return -EOVERFLOW;
-    }
-    geo->total_nbytes = at;
-    return 0;
-}
-
-static int plan(const shmt_config *config, shmt_geometry *geo) {
-    uint64_t unit = config->alignment;
-    if ((unit & (unit - 1)) != 0 || unit > SHMT_PAGE || config->slot_nbytes > SHMT_NBYTES_MAX ||
-        config->slot_stride > SHMT_NBYTES_MAX) {
-        return -EINVAL;
-    }
-    *geo = (shmt_geometry){
-        .abi = SHMT_ABI,
-        .slot_nbytes = config->slot_nbytes,
-        .seq_first = config->seq_first,
-        .slots = config->slots,
-        .members = config->members,
-        .meta_nbytes = config->meta_nbytes,
-        .flags = config->flags,
-        .producers = config->producers,
-    };
-    if (config->slots > 0) {
-        uint64_t stride = config->slot_nbytes;
-        bool grow = (config->flags & SHMT_GROW) != 0;
-        if (grow && config->slot_stride > stride) {
-            stride = config->slot_stride;
-        }
-        /* Small payloads side by side in pairs of lines: at one per page they would all fall into the same cache set. */
-        uint64_t natural = grow || stride >= SHMT_PAGE / 2 ? SHMT_PAGE : SHMT_PAIR;
-        stride += stride == 0;
-        if (!shmt_round_up(&stride, unit > natural ? unit : natural)) {
-            return -EOVERFLOW;
-        }
-        geo->slot_stride = stride;
-    }
-    return place(geo);
-}
 
 /* ---- the handle ---------------------------------------------------------------------------------------------------------- */
 
@@ -236,21 +161,16 @@ static int anonymous_file(int *out) {
     return 0;
 }
 
-/* Sizes and maps the file. A growing buffer asks for far more address space than memory; where that is not to be had
- * (RLIMIT_AS, valgrind) each slot may grow less. */
+/* Sizes and maps the file; where the address space does not suffice (RLIMIT_AS, valgrind) growing slots may grow less. */
 static int size_and_map(int fd, shmt_geometry *geo, uint8_t **base) {
+    int rc;
     for (;;) {
-        int rc = ftruncate(fd, (off_t)geo->total_nbytes) == 0 ? map(fd, geo->total_nbytes, base) : -errno;
-        if ((rc != -ENOMEM && rc != -EFBIG && rc != -EINVAL) || !(geo->flags & SHMT_GROW) || geo->slots == 0) {
+        rc = ftruncate(fd, (off_t)geo->total_nbytes) == 0 ? map(fd, geo->total_nbytes, base) : -errno;
+        bool too_much = rc == -ENOMEM || rc == -EFBIG || rc == -EINVAL;
+        if (!too_much || !shmt_geometry_shrink(geo)) {
             return rc;
         }
-        uint64_t stride = geo->slot_stride / 2;
-        stride -= stride % SHMT_PAGE;
-        if (stride < geo->slot_nbytes || stride == 0) {
-            return rc;
-        }
-        geo->slot_stride = stride;
-        rc = place(geo);
+        rc = shmt_geometry_place(geo);
         if (rc != 0) {
             return rc;
         }
@@ -261,7 +181,10 @@ static int reserve(int fd, const shmt_geometry *geo) {
     if (!(geo->flags & SHMT_GROW) || geo->slots == 0) {
         return shmt_memory_reserve(fd, 0, geo->total_nbytes);
     }
-    int rc = shmt_memory_reserve(fd, 0, geo->data_offset);
+    int rc = shmt_memory_check(geo->data_offset + geo->slots * geo->slot_nbytes); /* many small parts are large too */
+    if (rc == 0) {
+        rc = shmt_memory_reserve(fd, 0, geo->data_offset);
+    }
     for (uint32_t i = 0; i < geo->slots && rc == 0 && geo->slot_nbytes > 0; i++) {
         rc = shmt_memory_reserve(fd, geo->data_offset + i * geo->slot_stride, geo->slot_nbytes);
     }
@@ -299,7 +222,7 @@ static void initialise(uint8_t *base, shmt_geometry *geo, const shmt_config *con
 int shmt_segment_create(const shmt_config *config, shmt_segment **out) {
     char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
     shmt_geometry geo = {0};
-    int rc = plan(config, &geo);
+    int rc = shmt_geometry_plan(config, &geo);
     if (rc == 0 && config->name) {
         rc = shmt_name_path(config->name, path, sizeof path);
     }
@@ -378,7 +301,7 @@ static int read_geometry(int fd, shmt_geometry *geo) {
         return -EPROTONOSUPPORT;
     }
     shmt_geometry again = *geo;
-    if (place(&again) != 0 || memcmp(&again, geo, sizeof again) != 0 || geo->total_nbytes != st.stx_size) {
+    if (shmt_geometry_place(&again) != 0 || memcmp(&again, geo, sizeof again) != 0 || geo->total_nbytes != st.stx_size) {
         return -EUCLEAN;
     }
     return 0;
@@ -406,9 +329,14 @@ static int attach_file(int fd, const char *name, shmt_segment **out) {
         close(fd);
         return rc;
     }
+    /* The last member may be taking the name away while we open it; for that moment it holds every byte. */
     rc = shmt_member_join(seg);
-    if (rc == 0 && name && shmt_name_linked(fd) == 0) {
-        rc = -ENOENT; /* the last member took the name away while we were opening it */
+    for (int again = 0; rc == -EUSERS && name && again < 20 && shmt_name_linked(fd) > 0; again++) {
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        rc = shmt_member_join(seg);
+    }
+    if ((rc == 0 || rc == -EUSERS) && name && shmt_name_linked(fd) == 0) {
+        rc = -ENOENT;
     }
     if (rc != 0) {
         destroy(seg);

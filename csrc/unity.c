@@ -3,6 +3,7 @@
  * link-time optimisation it asks nothing of the linker). */
 #include "copy.c"
 #include "memory.c"
+#include "geometry.c"
 #include "names.c"
 #include "registry.c"
 #include "segment.c"

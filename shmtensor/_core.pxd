@@ -54,6 +54,8 @@ cdef class Slot:
     cdef Hold hold           # base of the views, made with the first one
     cdef object handed_out   # a writer's array, or a list of them, to be made read-only on publish
     cdef uint64_t used       # bytes of the item so far; grows with unbounded fields
+    cdef int64_t last        # shape-table entry of the unbounded field that was placed last; -1: none yet
+    cdef uint64_t last_at    # where that is: written again, it may grow in its place
     cdef int state
     cdef bint strict
 

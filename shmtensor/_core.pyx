@@ -407,6 +407,7 @@ cdef class Buffer(Segment):
         if slot.s.nbytes < self.item_nbytes:
             self.grow(&slot.s, self.item_nbytes, "an item")
         if self.dynamic:
+            slot.last = -1
             memset(slot.s.data, 0, self.table_nbytes)  # what the shape table said of the slot's last item
         return 0
 
@@ -872,11 +873,14 @@ cdef class Slot:
         """Finds room for a dynamic field: its own place if it is bounded, else behind what is used so far."""
         cdef int64_t dims[32]
         cdef uint64_t nbytes = f.size_of(shape, dims)
-        cdef uint64_t offset = f.offset if f.offset >= 0 else (self.used + 63) & ~<uint64_t>63
+        cdef uint64_t offset = (f.offset if f.offset >= 0 else self.last_at if self.last == f.table
+                                else (self.used + 63) & ~<uint64_t>63)
         if offset + nbytes > self.s.nbytes:
             self.buffer.grow(&self.s, offset + nbytes, f"{f.label} of shape {tuple([dims[d] for d in range(f.ndim)])}")
         if f.offset < 0:
             self.used = offset + nbytes
+            self.last = f.table
+            self.last_at = offset
         f.write_table(self.s.data, offset, dims)
         return 0
 

@@ -1,4 +1,4 @@
-"""Views: every dtype, shape and exporter shows the bytes that were written; and a shape table in shared memory is not trusted."""
+"""Views: every dtype, shape and exporter shows the bytes that were written; and shape tables are not trusted."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ import shmtensor as st
 import shmtensor._views
 from shmtensor.spec import resolve_dtype
 
-COMMON = (
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-)
+COMMON = [
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+]
 TORCH_ONLY = [
     *("complex32", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
     *("float8_e8m0fnu", "float4_e2m1fn_x2"),
@@ -41,7 +42,9 @@ NUMPY_ONLY = {
     "aligned record": np.dtype([("c", "u1"), ("d", "f8")], align=True),
 }
 SHAPES = [(), (1,), (5,), (3, 4), (0,), (2, 0, 3), (2, 1, 3, 1), (1,) * 31 + (3,)]
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)) if len(s) < 9 else f"{len(s)} dims")
+shapes = pytest.mark.parametrize(
+    "shape", SHAPES, ids=lambda s: "x".join(map(str, s)) if len(s) < 9 else f"{len(s)} dims"
+)
 
 
 @pytest.fixture(params=["exchange API", "fallback"])
@@ -69,7 +72,7 @@ def _tensor(torch: Any, dtype: str, shape: tuple[int, ...]) -> Any:
     return torch.from_numpy(_bytes_of(dtype, shape).reshape(-1)).view(kind).reshape(shape)
 
 
-# ---- dtypes and shapes -----------------------------------------------------------------------------------------------------
+# ---- dtypes and shapes ---------------------------------------------------------------------------
 
 
 @shapes
@@ -90,6 +93,7 @@ def test_numpy_to_numpy(dtype: str, shape: tuple[int, ...]) -> None:
 
 @shapes
 @pytest.mark.parametrize("dtype", [*COMMON, *TORCH_ONLY])
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 def test_torch_to_torch(torch: Any, dtype: str, shape: tuple[int, ...]) -> None:
     tensor = _tensor(torch, dtype, shape)
     with st.TensorBuffer.create((shape, dtype), slots=2) as b:
@@ -142,7 +146,7 @@ def test_numpy_only_dtypes(dtype: Any, shape: tuple[int, ...]) -> None:
             if dtype.str != "|V6":  # the buffer protocol makes that a record without fields, of numpy's own arrays too
                 seen.append(np.asarray(slot))
             for method in (slot.torch, slot.__dlpack__):
-                with pytest.raises((TypeError, BufferError), match=r"does not have"):
+                with pytest.raises((TypeError, BufferError, ImportError), match=r"does not have|need torch"):
                     method()
         for view in seen:
             assert view.dtype == dtype and view.shape == shape and view.tobytes() == array.tobytes()
@@ -157,7 +161,7 @@ def test_numpy_access_to_what_numpy_lacks_says_what_to_do(dtype: str) -> None:
         pytest.skip("something has imported ml_dtypes, so numpy has these types")
     with st.TensorBuffer.create({"x": (3, dtype)}, slots=2) as b:
         slot = b.claim()
-        with pytest.raises(TypeError, match=rf"field 'x' is {dtype}, which numpy does not have.*\.torch\(\).*ml_dtypes"):
+        with pytest.raises(TypeError, match=rf"field 'x' is {dtype}, which numpy does.*\.torch\(\).*ml_dtypes"):
             slot["x"]
         with pytest.raises(TypeError, match=rf"field 'x' is {dtype}.*write a torch tensor"):
             slot.write("x", [1, 2, 3])
@@ -167,15 +171,8 @@ def test_numpy_access_to_what_numpy_lacks_says_what_to_do(dtype: str) -> None:
         for options in ({}, {"copy": True}):
             with pytest.raises(TypeError, match=dtype):
                 b.get(**options)
-            assert b.stats()["reading"] == 0  # the slot is not lost
-            b.put({"x": _zeros(dtype)}) if "torch" in sys.modules else b.claim().publish()
-
-
-def _zeros(dtype: str) -> Any:
-    torch = pytest.importorskip("torch")
-    return torch.zeros(3, dtype=torch.uint8).view(getattr(torch, dtype)) if "8" in dtype else torch.zeros(
-        3, dtype=getattr(torch, dtype)
-    ) if dtype != "float4_e2m1fn_x2" else torch.zeros(3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+            assert b.stats()["free"] == 2  # the slot is not lost
+            b.claim().publish()
 
 
 def test_ml_dtypes_gives_numpy_the_types_it_lacks() -> None:
@@ -222,7 +219,7 @@ def test_as_many_dimensions_as_there_may_be(dims: int) -> None:
             assert np.from_dlpack(view).shape == shape
 
 
-# ---- DLPack ----------------------------------------------------------------------------------------------------------------
+# ---- DLPack --------------------------------------------------------------------------------------
 
 
 class _DLTensor(ctypes.Structure):
@@ -280,14 +277,14 @@ def test_what_a_capsule_says(dtype: str, versioned: bool, shape: tuple[int, ...]
             assert tuple(t.shape[: t.ndim]) == shape
             if shape == (3, 4):
                 assert t.strides[:2] == [4, 1]
-            address = np.frombuffer(memoryview(slot), "u1").ctypes.data if dtype in COMMON and exporter is slot else None
-            assert t.data == (None if 0 in shape else address or t.data)
+            assert (t.data is None) == (0 in shape)
+            if exporter is slot and dtype in COMMON and 0 not in shape:
+                assert t.data == slot.numpy().ctypes.data
 
 
 def test_float4_is_not_in_dlpack() -> None:
-    for exporter in (st.SharedTensor.empty(2, "float4_e2m1fn_x2"),):
-        with pytest.raises(BufferError, match="float4_e2m1fn_x2, which DLPack does not have"):
-            exporter.__dlpack__()
+    with pytest.raises(BufferError, match="float4_e2m1fn_x2, which DLPack does not have"):
+        st.SharedTensor.empty(2, "float4_e2m1fn_x2").__dlpack__()
 
 
 @pytest.mark.parametrize("version", [None, (0, 8), (1, 0), (1, 3), (2, 0)])
@@ -329,7 +326,7 @@ def test_numpy_imports_through_dlpack() -> None:
         assert seen.ctypes.data == t.numpy().ctypes.data
 
 
-# ---- the buffer protocol and __array__ -------------------------------------------------------------------------------------
+# ---- the buffer protocol and __array__ -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", COMMON)
@@ -383,7 +380,7 @@ def test_views_of_a_part_of_a_nested_item() -> None:
                 slot["imgae"]
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------------
+# ---- batches -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "complex128", "bool"])
@@ -408,9 +405,11 @@ def test_batch_views(dtype: str, shape: tuple[int, ...]) -> None:
 
 def test_batch_views_in_torch(torch: Any) -> None:
     for dtype in (*COMMON, "bfloat16", "float8_e5m2"):
-        tensor = torch.stack([_tensor(torch, dtype, (3, 5))] * 4) if dtype in COMMON else torch.cat(
-            [_tensor(torch, dtype, (1, 3, 5)).view(torch.uint8)] * 4
-        ).view(getattr(torch, dtype))
+        tensor = (
+            torch.stack([_tensor(torch, dtype, (3, 5))] * 4)
+            if dtype in COMMON
+            else torch.cat([_tensor(torch, dtype, (1, 3, 5)).view(torch.uint8)] * 4).view(getattr(torch, dtype))
+        )
         with st.TensorBuffer.create(((3, 5), dtype), slots=4) as b:
             with b.claim_many(4) as batch:
                 assert batch.torch().shape == (4, 3, 5)
@@ -424,7 +423,7 @@ def test_batch_views_in_torch(torch: Any) -> None:
             assert b.stats()["free"] == 4
 
 
-# ---- dynamic shapes --------------------------------------------------------------------------------------------------------
+# ---- dynamic shapes ------------------------------------------------------------------------------
 
 BOUNDED = {"x": st.Field((None, 3), "float32", max_shape=(10, 3)), "n": ((), "int64")}
 UNBOUNDED = {"x": ((None, 3), "float32"), "y": ((None, None), "uint8"), "n": ((), "int64")}
@@ -521,16 +520,14 @@ def test_the_shape_may_be_given_again() -> None:
         assert item["x"].shape == (1000, 3) and (item["x"] == 1).all() and (item["y"] == 0).all()
 
 
-# ---- a corrupt shape table -------------------------------------------------------------------------------------------------
+# ---- a corrupt shape table -----------------------------------------------------------------------
 
-WORDS = some.one_of(
-    some.sampled_from(
-        [0, 1, 3, 63, 64, 65, 128, 4096, 1 << 20, 1 << 31, 1 << 32, 1 << 40, 1 << 46, 1 << 60, 1 << 61, 1 << 62]
-        + [(1 << 63) - 1, (1 << 63) - 64, -1, -64, -(1 << 62), -(1 << 63), (1 << 62) // 3, 0x5555555555555556]
-    ),
-    some.integers(-(1 << 63), (1 << 63) - 1),
-    some.integers(0, 512),
-)
+SPECIAL = [
+    *(0, 1, 3, 63, 64, 65, 128, 4096, -1, -64, (1 << 62) // 3, 0x5555555555555556),
+    *(1 << n for n in (20, 31, 32, 40, 46, 60, 61, 62)),
+    *((1 << 63) - 1, (1 << 63) - 64, -(1 << 62), -(1 << 63)),
+]
+WORDS = some.one_of(some.sampled_from(SPECIAL), some.integers(-(1 << 63), (1 << 63) - 1), some.integers(0, 512))
 CORRUPTIBLE = {
     "bounded": {"x": st.Field((None, 3), "float32", max_shape=(10, 3)), "n": ((), "int64")},
     "unbounded": {"x": ((None, 3), "float32"), "y": ((None, None, None), "complex128"), "z": ((None,), "u1")},

@@ -1,4 +1,4 @@
-"""What several test files need: looking at a buffer's slots from outside, and at this process's mappings and descriptors."""
+"""For tests of views: a buffer's slots seen from outside, and this process's mappings and descriptors of segments."""
 
 from __future__ import annotations
 
@@ -27,11 +27,6 @@ def slots_by_state(buf: st.TensorBuffer) -> dict[str, int]:
     """How many slots are in each state."""
     s = buf.stats()
     return {state: s[state] for state in ("free", "writing", "ready", "reading")}
-
-
-def all_free(buf: st.TensorBuffer) -> bool:
-    """Whether every slot is free; from another thread's death a moment may pass until it is."""
-    return slots_by_state(buf) == {"free": buf.slots, "writing": 0, "ready": 0, "reading": 0}
 
 
 def segment_mappings() -> list[str]:
@@ -65,7 +60,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 @contextmanager
 def quick_collections() -> Iterator[None]:
-    """Leaves what is alive already, torch's hundred thousand objects above all, out of every collection in the block."""
+    """Leaves what is alive already, torch's many objects above all, out of every collection in the block."""
     gc.collect()
     gc.freeze()
     yield

@@ -1,5 +1,5 @@
 /* The verbs: what they give, what they refuse, how long they take, and how a stream ends. */
-#include "check.h"
+#include "step.h"
 
 static void one_item(void) {
     const uint64_t firsts[] = WRAPS(4);
@@ -404,6 +404,146 @@ static void a_sleeping_consumer_hears_of_the_end(void) {
     free_signal(go);
 }
 
+/* ---- nobody left ---------------------------------------------------------------------------------------------------- */
+
+/* A child that does what `act` says and is killed. */
+static void act_and_die(shmt_segment *seg, void (*act)(shmt_segment *)) {
+    shmt_atomic32 *done = new_signal();
+    pid_t pid = start_child();
+    if (pid == 0) {
+        act(seg);
+        await_death(done);
+    }
+    told(done, 1);
+    kill_child(pid);
+    free_signal(done);
+}
+
+static void produce_one(shmt_segment *seg) { put(seg, 7); }
+static void consume_one(shmt_segment *seg) { get_tag(seg); }
+static void look_for_one(shmt_segment *seg) {
+    shmt_slot slot;
+    CHECK_EQ(shmt_slot_try_acquire(seg, &slot), -EAGAIN);
+}
+
+static void a_consumer_whose_only_producer_has_died(void) {
+    shmt_segment *seg = make_producers(0);
+    shmt_slot slot;
+    act_and_die(seg, produce_one);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(5000), &slot), 0); /* what it had published is there */
+    CHECK_EQ(slot.tag, 7);
+    int64_t begin = shmt_now_ns();
+    CHECK_EQ(shmt_slot_acquire(seg, SHMT_FOREVER, &slot), -EOWNERDEAD);
+    CHECK(shmt_now_ns() - begin < 1000 * MS);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(150), &slot), -ETIMEDOUT); /* told once, it may wait for another */
+    shmt_segment *another = peer_of(seg);
+    put(another, 8);
+    CHECK_EQ(get_tag(seg), 8);
+    shmt_segment_drop(another);
+    CHECK_EQ(stats_of(seg).shut, 0);
+    shmt_segment_drop(seg);
+}
+
+static void who_may_still_produce_is_waited_for(void) {
+    shmt_segment *seg = make_producers(0), *other = peer_of(seg);
+    shmt_slot slot;
+    act_and_die(seg, produce_one);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(5000), &slot), 0);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(250), &slot), -ETIMEDOUT); /* `other` has done nothing yet */
+    CHECK_EQ(shmt_slot_try_claim(other, &slot), 0);
+    CHECK_EQ(shmt_slot_abort(other, &slot), 0);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(250), &slot), -ETIMEDOUT); /* and is a producer now */
+    shmt_segment_drop(other);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(5000), &slot), -EOWNERDEAD);
+    shmt_segment_drop(seg);
+}
+
+static void an_expected_producer_that_dies_is_no_end(void) {
+    shmt_segment *seg = make_producers(2), *good = peer_of(seg);
+    shmt_slot slot;
+    put(good, 1);
+    shmt_segment_drop(good);
+    CHECK_EQ(get_tag(seg), 1);
+    act_and_die(seg, produce_one);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(5000), &slot), 0);
+    CHECK_EQ(shmt_slot_release(seg, &slot), 0);
+    CHECK_EQ(shmt_slot_acquire(seg, SHMT_FOREVER, &slot), -EOWNERDEAD); /* not -ESHUTDOWN */
+    CHECK_EQ(stats_of(seg).shut, 0);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(120), &slot), -ETIMEDOUT);
+    shmt_segment *in_its_place = peer_of(seg);
+    put(in_its_place, 2);
+    shmt_segment_drop(in_its_place);
+    CHECK_EQ(get_tag(seg), 2);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(5000), &slot), -ESHUTDOWN);
+    shmt_segment_drop(seg);
+}
+
+static void fill(shmt_segment *seg) {
+    while (stats_of(seg).free > 0) {
+        put(seg, 9);
+    }
+}
+
+static void a_producer_whose_only_consumer_has_died(void) {
+    shmt_segment *seg = make_producers(0);
+    shmt_slot slot;
+    fill(seg);
+    CHECK_EQ(shmt_slot_claim(seg, after_ms(250), &slot), -ETIMEDOUT); /* before the first consumer has come */
+    shmt_segment_drop(seg);
+
+    seg = make_producers(0);
+    act_and_die(seg, look_for_one);
+    put(seg, 1);
+    act_and_die(seg, consume_one);
+    CHECK_EQ(shmt_reclaim(seg) >= 1, 1);
+    fill(seg);
+    int64_t begin = shmt_now_ns();
+    CHECK_EQ(shmt_slot_claim(seg, SHMT_FOREVER, &slot), -EOWNERDEAD);
+    CHECK(shmt_now_ns() - begin < 1000 * MS);
+    CHECK_EQ(shmt_slot_claim(seg, after_ms(150), &slot), -ETIMEDOUT);
+    shmt_segment *another = peer_of(seg);
+    CHECK_EQ(shmt_slot_try_acquire(another, &slot), 0);
+    CHECK_EQ(shmt_slot_release(another, &slot), 0);
+    CHECK_EQ(shmt_slot_claim(seg, after_ms(5000), &slot), 0);
+    shmt_segment_drop(another);
+    shmt_segment_drop(seg);
+}
+
+/* A producer that becomes a consumer too, stopped anywhere in its first acquire: it is alive, and will free a slot. */
+static shmt_segment *turning;
+
+static void be_a_producer(void) {
+    shmt_slot slot;
+    CHECK_EQ(shmt_slot_try_claim(turning, &slot), -EAGAIN);
+}
+
+static void acquire_for_the_first_time(void) {
+    shmt_slot slot;
+    CHECK_EQ(shmt_slot_try_acquire(turning, &slot), 0);
+    CHECK_EQ(shmt_slot_release(turning, &slot), 0);
+}
+
+static void a_producer_that_turns_consumer(void) {
+    NEEDS_STEPS();
+    for (uint64_t n = 0;; n++) {
+        shmt_slot slot;
+        step_child child;
+        turning = make_producers(0);
+        fill(turning);
+        bool stopped = step_start(&child, be_a_producer, acquire_for_the_first_time, n);
+        if (stopped) {
+            int rc = shmt_slot_try_claim(turning, &slot);
+            CHECK(rc == 0 || rc == -EAGAIN); /* and not -EOWNERDEAD */
+            step_on(&child);
+        }
+        shmt_segment_drop(turning);
+        if (!stopped) {
+            CHECK(n > 30);
+            break;
+        }
+    }
+}
+
 /* The item of a consumer that died is part of what was published: who drains the stream gets it. */
 static void the_end_does_not_hide_a_redelivery(void) {
     shmt_segment *seg = make(2, 0, 0);
@@ -483,4 +623,6 @@ TESTS(TEST(one_item), TEST(what_is_done_twice_is_refused_and_changes_nothing), T
       TEST(after_shutdown_what_is_there_is_drained), TEST(aborting_the_last_one_ends_it_too),
       TEST(when_all_producers_have_closed), TEST(more_producers_than_expected),
       TEST(with_no_number_it_never_ends_by_itself), TEST(a_sleeping_consumer_hears_of_the_end),
-      TEST(the_end_does_not_hide_a_redelivery), TEST(nothing_is_lost_at_the_end))
+      TEST(a_consumer_whose_only_producer_has_died), TEST(who_may_still_produce_is_waited_for),
+      TEST(an_expected_producer_that_dies_is_no_end), TEST(a_producer_whose_only_consumer_has_died),
+      TEST(a_producer_that_turns_consumer), TEST(the_end_does_not_hide_a_redelivery), TEST(nothing_is_lost_at_the_end))

@@ -163,19 +163,23 @@ static void announcing_begins_afresh(void) {
     shmt_segment_drop(seg);
 }
 
-static void whether_there_is_a_producer(void) {
-    shmt_segment *seg = make(2, 0, 0), *b = peer_of(seg);
+static void which_roles_there_are(void) {
+    shmt_segment *seg = make(2, 0, 0);
     shmt_slot slot;
-    CHECK(!shmt_member_any_producer(seg));
-    CHECK_EQ(shmt_slot_try_acquire(seg, &slot), -EAGAIN); /* a consumer is none */
-    CHECK(!shmt_member_any_producer(seg));
+    CHECK_EQ(shmt_member_roles(seg), SHMT_IDLE);
+    CHECK_EQ(shmt_slot_try_acquire(seg, &slot), -EAGAIN);
+    CHECK_EQ(shmt_member_roles(seg), SHMT_CONSUMER);
+    shmt_segment *b = peer_of(seg);
+    CHECK_EQ(shmt_member_roles(seg), SHMT_CONSUMER | SHMT_IDLE);
     CHECK_EQ(shmt_slot_try_claim(b, &slot), 0);
-    CHECK(shmt_member_any_producer(seg) && shmt_member_any_producer(b));
+    CHECK_EQ(shmt_member_roles(seg), SHMT_CONSUMER | SHMT_PRODUCER);
+    CHECK_EQ(shmt_member_roles(b), SHMT_CONSUMER | SHMT_PRODUCER);
     CHECK_EQ(shmt_slot_abort(b, &slot), 0);
-    CHECK(shmt_member_any_producer(seg));
+    CHECK_EQ(shmt_member_roles(seg) & SHMT_PRODUCER, SHMT_PRODUCER); /* once and for all */
     shmt_segment_close(b);
-    CHECK(!shmt_member_any_producer(seg));
+    CHECK_EQ(shmt_member_roles(seg) & SHMT_PRODUCER, 0);
     shmt_segment_drop(b);
+    CHECK_EQ(shmt_member_roles(seg), SHMT_CONSUMER);
     shmt_segment_drop(seg);
 }
 
@@ -258,5 +262,5 @@ static void without_proc(void) {
 
 TESTS(TEST(every_place_is_taken_once), TEST(newcomers_spread), TEST(what_is_known_of_a_member),
       TEST(a_dead_member_is_known_until_it_is_reclaimed), TEST(closing_another_descriptor_keeps_the_lock),
-      TEST(trying_the_lock_of_the_dead_and_the_living), TEST(announcing_begins_afresh),
-      TEST(whether_there_is_a_producer), TEST(threads_join_once), TEST(without_proc))
+      TEST(trying_the_lock_of_the_dead_and_the_living), TEST(announcing_begins_afresh), TEST(which_roles_there_are),
+      TEST(threads_join_once), TEST(without_proc))

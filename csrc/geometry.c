@@ -1,0 +1,94 @@
+/* geometry.c - from how many and how large to where: the offsets of everything in a segment. */
+#include <errno.h>
+
+#include "internal.h"
+
+#define HUGE_PAGE (UINT64_C(2) << 20)
+
+/* Places everything that follows from the counts. Creator and attacher both run it, so that no offset that was read from
+ * shared memory is ever used: it is recomputed here and compared. */
+int shmt_geometry_place(shmt_geometry *geo) {
+    const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP;
+    if ((geo->flags & ~known) != 0 || geo->slots > SHMT_SLOTS_MAX || geo->members < 1 || geo->members > SHMT_MEMBERS_MAX ||
+        geo->meta_nbytes > SHMT_META_MAX || geo->slot_nbytes > SHMT_NBYTES_MAX || geo->slot_stride > SHMT_NBYTES_MAX) {
+        return -EINVAL;
+    }
+    uint64_t ring = 0;
+    if (geo->slots > 0) {
+        if (geo->slot_stride < geo->slot_nbytes || geo->slot_stride % SHMT_LINE != 0) {
+            return -EINVAL;
+        }
+        for (ring = 2; ring < 2 * (uint64_t)geo->slots; ring *= 2) {
+        }
+    }
+    uint64_t at = SHMT_PAGE;
+    geo->members_offset = at;
+    at += (uint64_t)(geo->members + 1) * sizeof(shmt_member_record); /* record 0 is nobody's */
+    geo->slots_offset = at;
+    at += (uint64_t)geo->slots * sizeof(shmt_slot_header);
+    geo->ring_offset = at;
+    at += ring * sizeof(shmt_atomic64);
+    geo->ring = (uint32_t)ring;
+    geo->meta_offset = at;
+    at += geo->meta_nbytes;
+    uint64_t unit = geo->flags & SHMT_HUGE_PAGES ? HUGE_PAGE : SHMT_PAGE;
+    shmt_round_up(&at, unit); /* cannot overflow: all of the above is below 2^24 */
+    geo->data_offset = at;
+    uint64_t data = geo->slot_nbytes;
+    if (geo->slots > 0 && __builtin_mul_overflow((uint64_t)geo->slots, geo->slot_stride, &data)) {
+        return -EOVERFLOW;
+    }
+    if (__builtin_add_overflow(at, data, &at) || !shmt_round_up(&at, unit) || at > SHMT_NBYTES_MAX) {
+        return -EOVERFLOW;
+    }
+    geo->total_nbytes = at;
+    return 0;
+}
+
+/* A growing slot asks for far more address space than memory; where that is too much it may grow less. */
+bool shmt_geometry_shrink(shmt_geometry *geo) {
+    uint64_t stride = geo->slot_stride / 2;
+    stride -= stride % SHMT_PAGE;
+    if (!(geo->flags & SHMT_GROW) || geo->slots == 0 || stride < geo->slot_nbytes || stride == 0) {
+        return false;
+    }
+    geo->slot_stride = stride;
+    return true;
+}
+
+int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo) {
+    uint64_t unit = config->alignment;
+    if ((unit & (unit - 1)) != 0 || unit > SHMT_PAGE || config->slot_nbytes > SHMT_NBYTES_MAX ||
+        config->slot_stride > SHMT_NBYTES_MAX) {
+        return -EINVAL;
+    }
+    *geo = (shmt_geometry){
+        .abi = SHMT_ABI,
+        .slot_nbytes = config->slot_nbytes,
+        .seq_first = config->seq_first,
+        .slots = config->slots,
+        .members = config->members,
+        .meta_nbytes = config->meta_nbytes,
+        .flags = config->flags,
+        .producers = config->producers,
+    };
+    if (config->slots > 0) {
+        uint64_t stride = config->slot_nbytes;
+        bool grow = (config->flags & SHMT_GROW) != 0;
+        if (grow && config->slot_stride > stride) {
+            stride = config->slot_stride;
+        }
+        /* Small payloads side by side in pairs of lines: at one per page they would all fall into the same cache set. */
+        uint64_t natural = grow || stride >= SHMT_PAGE / 2 ? SHMT_PAGE : SHMT_PAIR;
+        stride += stride == 0;
+        if (!shmt_round_up(&stride, unit > natural ? unit : natural)) {
+            return -EOVERFLOW;
+        }
+        geo->slot_stride = stride;
+    }
+    int rc = shmt_geometry_place(geo);
+    while (rc == -EOVERFLOW && shmt_geometry_shrink(geo)) {
+        rc = shmt_geometry_place(geo);
+    }
+    return rc;
+}
