@@ -39,7 +39,7 @@ int shmt_member_open_lock(const shmt_segment *seg, int *lock_fd) {
             rc = -ENXIO;
         }
         if (rc != 0) {
-            return rc;
+            return rc == -ENOENT ? -ENXIO : rc; /* no name yet, or no longer */
         }
     }
     *lock_fd = fd;

@@ -12,7 +12,7 @@
  *   -EMSGSIZE   larger than a slot can become                 -EUSERS     every member's place is taken
  *   -EBADMSG    not a segment of ours                         -EPROTONOSUPPORT  of an incompatible build
  *   -EEXIST -ENOENT -EACCES -EPERM -ENAMETOOLONG -EINVAL -EMFILE ...  as in the system call that said so
- *   -ENXIO      /proc is not mounted (an anonymous segment needs it to join)
+ *   -ENXIO      /proc is not mounted: creating needs it, and joining an anonymous segment
  *
  * TIME. Deadlines are absolute CLOCK_MONOTONIC nanoseconds; SHMT_FOREVER waits for ever.
  *

@@ -77,7 +77,7 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.EMFILE: (OSError, "this process has no descriptor left: raise `ulimit -n`"),
     errno.ENXIO: (
         ShmError,
-        "/proc is not mounted, and an anonymous segment needs it to join: mount it, or give a name=",
+        "/proc is not mounted: creating a segment needs it, and so does joining an anonymous one; mount it",
     ),
     errno.EINVAL: (ValueError, "an argument is out of range"),
     errno.EOVERFLOW: (ValueError, "the sizes overflow: lower slots= or max_slot_nbytes="),

@@ -1,4 +1,4 @@
-"""Bad input of every kind: a typed error that names the knob, nothing left behind, and a buffer that works as before."""
+"""Bad input of every kind: a typed error that names the knob, nothing left behind, a buffer that works as before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import SECONDS, Crew, hear, leaves_nothing, not_permitted, path_of, python, talking, unique_name
+from support import SECONDS, Crew, hear, leaves_nothing, not_permitted, path_of, python, unique_name
 
 import shmtensor as st
 
@@ -40,9 +40,9 @@ def buffer() -> Iterator[st.TensorBuffer]:
             assert buffer.get(timeout=0, copy=True)["label"] == label
 
 
-# ---- items that do not fit the spec ----------------------------------------------------------------------------------
+# ---- items that do not fit the spec ------------------------------------------------------------------------
 
-WRONG_ITEMS: list[tuple[Any, type[Exception], str]] = [
+WRONG_ITEMS: list[tuple[Any, Any, str | None]] = [
     ({"image": ITEM["image"]}, KeyError, "missing 'label'"),
     ({**ITEM, "labl": 1}, KeyError, "unknown 'labl'.*did you mean 'label'"),
     ({"image": ITEM["image"], "labl": 1}, KeyError, "labl"),
@@ -58,21 +58,20 @@ WRONG_ITEMS: list[tuple[Any, type[Exception], str]] = [
     ({**ITEM, "image": np.zeros((2, 3), ">u2")}, TypeError, "'image'"),
     ({**ITEM, "image": np.zeros((2, 3), "float32")}, TypeError, "'image'"),
     ({**ITEM, "image": np.full((2, 3), None)}, TypeError, "'image'"),
-    ({**ITEM, "image": [[1, 2, 3], [4, 5]]}, (TypeError, ValueError), ""),
+    ({**ITEM, "image": [[1, 2, 3], [4, 5]]}, (TypeError, ValueError), None),
     ({**ITEM, "image": "picture"}, TypeError, "'image'"),
     ({**ITEM, "label": 1.5}, TypeError, "'label'"),
     ({**ITEM, "label": "one"}, TypeError, "'label'"),
     ({**ITEM, "label": None}, TypeError, "'label'"),
+    ({**ITEM, "label": -(2**63) - 1}, (TypeError, ValueError), "'label'"),
     ({**ITEM, "label": object()}, TypeError, "'label'"),
     ({**ITEM, "label": [1, 2]}, ValueError, "'label'"),
-    ({**ITEM, "label": 2**63}, (OverflowError, TypeError), ""),
+    ({**ITEM, "label": 2**63}, ValueError, "'label'"),
 ]
 
 
 @pytest.mark.parametrize(("item", "error", "text"), WRONG_ITEMS)
-def test_wrong_items_leave_no_slot_claimed(
-    buffer: st.TensorBuffer, item: Any, error: Any, text: str
-) -> None:
+def test_wrong_items_leave_no_slot_claimed(buffer: st.TensorBuffer, item: Any, error: Any, text: str | None) -> None:
     for call in (lambda: buffer.put(item), lambda: buffer.put(item, timeout=0), lambda: buffer.put_many([item])):
         with pytest.raises(error, match=text):
             call()
@@ -85,12 +84,18 @@ def test_wrong_items_leave_no_slot_claimed(
 
 @pytest.mark.parametrize(
     ("item", "error"),
-    [({"x": 1}, TypeError), ([1, 2], ValueError), ("x", TypeError), (1.5, TypeError), (np.zeros((), "int32"), TypeError)],
+    [
+        ({"x": 1}, TypeError),
+        ([1, 2], ValueError),
+        ("x", TypeError),
+        (1.5, TypeError),
+        (np.zeros((), "int32"), TypeError),
+    ],
 )
 def test_wrong_items_of_a_single_field(item: Any, error: type[Exception]) -> None:
     with st.TensorBuffer.create(NUMBER, slots=1) as buffer:
         for _ in range(3):
-            with pytest.raises(error, match="the item|single"):
+            with pytest.raises(error, match=r"the item|single"):
                 buffer.put(item, timeout=0)
         buffer.put(7, timeout=0)
         assert buffer.get(timeout=0, copy=True) == 7
@@ -153,7 +158,7 @@ def test_unknown_fields(buffer: st.TensorBuffer, key: Any) -> None:
         for call in (slot.numpy, slot.torch, slot.__getitem__):
             if call == slot.torch:
                 pytest.importorskip("torch")
-            with pytest.raises((KeyError, ValueError), match="image, label|unknown field"):
+            with pytest.raises((KeyError, ValueError), match=r"image, label|unknown field"):
                 call(key)
     with pytest.raises((KeyError, ValueError)):
         writer.write(key, 1)
@@ -182,7 +187,7 @@ def test_wrong_batches(buffer: st.TensorBuffer) -> None:
     with pytest.raises(KeyError):
         batch.write({"label": np.zeros(2, "int64")})
     for count in (-1, 3):
-        with pytest.raises(ValueError, match="count must be 0..2"):
+        with pytest.raises(ValueError, match=r"count must be 0\.\.2"):
             batch.publish(count)
     with pytest.raises(TypeError):
         batch.publish("all")
@@ -194,7 +199,7 @@ def test_wrong_batches(buffer: st.TensorBuffer) -> None:
                 verb(n)
 
 
-# ---- verbs out of turn -----------------------------------------------------------------------------------------------
+# ---- verbs out of turn -------------------------------------------------------------------------------------
 
 
 def test_after_publish_or_abort_a_slot_is_over(buffer: st.TensorBuffer) -> None:
@@ -297,7 +302,9 @@ def test_a_buffer_that_was_never_opened(verb: str) -> None:
         VERBS[verb](st.TensorBuffer())
 
 
-@pytest.mark.parametrize("what", ["numpy", "torch", "write", "asarray", "memoryview", "dlpack", "name", "unlink", "pickle", "with"])
+@pytest.mark.parametrize(
+    "what", ["numpy", "torch", "write", "asarray", "memoryview", "dlpack", "name", "unlink", "pickle", "with"]
+)
 def test_a_closed_shared_tensor(what: str) -> None:
     if what == "torch":
         pytest.importorskip("torch")
@@ -320,7 +327,7 @@ def test_a_closed_shared_tensor(what: str) -> None:
     tensor.close()
 
 
-# ---- knobs -----------------------------------------------------------------------------------------------------------
+# ---- knobs -------------------------------------------------------------------------------------------------
 
 BAD_KNOBS: list[tuple[str, Any, type[Exception]]] = [
     *[("slots", v, ValueError) for v in (0, -1, 65536, 2**70)],
@@ -335,7 +342,10 @@ BAD_KNOBS: list[tuple[str, Any, type[Exception]]] = [
     *[("max_slot_nbytes", v, TypeError) for v in ("1k", 1e6)],
     *[("reserve", v, ValueError) for v in ("some", 1, True)],
     *[("on_consumer_death", v, ValueError) for v in ("weep", None)],
-    *[("name", v, ValueError) for v in ("", "a/b", "/a", "..//x", "a b", "a\0b", "\0", "ü", "\udcff", "a\n", "x" * 201)],
+    *[
+        ("name", v, ValueError)
+        for v in ("", "a/b", "/a", "..//x", "a b", "a\0b", "\0", "ü", "\udcff", "a\n", "x" * 201)
+    ],
     *[("name", v, TypeError) for v in (5, b"x", Path("x"), True)],
 ]
 
@@ -373,7 +383,9 @@ def test_knobs_nobody_knows() -> None:
         st.SharedTensor.attach(None)
 
 
-@pytest.mark.parametrize("spec", [None, 5, "uint8", {}, {"x": {}}, ((3,), "uint9"), ((3,), object), {"a.b": NUMBER}, {1: NUMBER}])
+@pytest.mark.parametrize(
+    "spec", [None, 5, "uint8", {}, {"x": {}}, ((3,), "uint9"), ((3,), object), {"a.b": NUMBER}, {1: NUMBER}]
+)
 def test_bad_specs(spec: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         st.TensorBuffer.create(spec)
@@ -393,21 +405,21 @@ TIMED: dict[str, Callable[[st.TensorBuffer, Any], Any]] = {
 
 
 @pytest.mark.parametrize("verb", TIMED)
-@pytest.mark.parametrize("timeout", [-1, -1e-9, float("nan"), float("-inf"), "1", [], b"", object(), 1j])
 @pytest.mark.parametrize("waits", [False, True])
-def test_bad_time_outs(verb: str, timeout: Any, waits: bool) -> None:
+def test_bad_time_outs(verb: str, waits: bool) -> None:
     """Wrong is wrong even where there is nothing to wait for."""
     with st.TensorBuffer.create(SPEC, slots=2) as buffer:
         reads = "get" in verb or "acquire" in verb
         if reads != waits:
             buffer.put_many([ITEM, ITEM])
         before = buffer.stats()
-        with pytest.raises((ValueError, TypeError), match="timeout"):
-            TIMED[verb](buffer, timeout)
+        for timeout in (-1, -1e-9, float("nan"), float("-inf"), "1", [], b"", object(), 1j):
+            with pytest.raises((ValueError, TypeError), match="timeout"):
+                TIMED[verb](buffer, timeout)
         assert buffer.stats() == before
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 
 def attach_all(name: str, error: type[Exception], text: str = "") -> None:
@@ -562,7 +574,7 @@ def test_a_spec_that_was_tampered_with(name: str, image: bytes) -> None:
     meta = image[start:end]
     json.loads(meta)
     for bad in (
-        meta.replace(b"uint8", b"int64"),
+        meta.replace(b"uint8", b"uint9"),
         meta.replace(b"[2,3]", b"[9,9]"),
         meta.replace(b"[2,3]", b"[2,-3]"),
         meta.replace(b"image", b"label"),
@@ -577,7 +589,7 @@ def test_a_spec_that_was_tampered_with(name: str, image: bytes) -> None:
             st.TensorBuffer.attach(name)
 
 
-# ---- limits ----------------------------------------------------------------------------------------------------------
+# ---- limits ------------------------------------------------------------------------------------------------
 
 
 def memory_total() -> int:
@@ -601,7 +613,7 @@ def test_more_than_there_is_memory(named: bool, prefault: bool) -> None:
 
 def test_larger_than_any_address_space() -> None:
     for spec, slots in ((((2**44,), "uint8"), 1000), (((2**46,), "uint8"), 1), (((2**45,), "uint8"), 65535)):
-        with pytest.raises((st.ShmNoSpaceError, ValueError), match="slots|bytes"):
+        with pytest.raises((st.ShmNoSpaceError, ValueError), match=r"slots|bytes"):
             st.TensorBuffer.create(spec, slots=slots)
 
 
@@ -666,7 +678,8 @@ with st.TensorBuffer.create(any, slots=8) as buffer:
     buffer.put(np.full(1 << 20, 7, "uint8"))
     assert buffer.get(copy=True).min() == 7
     try:
-        buffer.put(np.zeros(buffer.slot_nbytes + 1, "uint8"))
+        with buffer.claim() as slot:
+            slot.empty(None, buffer.slot_nbytes + 1)
     except ValueError as e:
         assert "max_slot_nbytes" in str(e)
     else:
@@ -871,7 +884,7 @@ def test_no_proc(name: str) -> None:
         assert [int(x) for x in buffer.get_many(9, timeout=0, copy=True)] == [6, 7]
 
 
-# ---- corrupt memory --------------------------------------------------------------------------------------------------
+# ---- corrupt memory ----------------------------------------------------------------------------------------
 
 # Runs by itself, for a crash would take the tests along. Prints what came of each mutation.
 FUZZ = """
@@ -883,14 +896,19 @@ name, how, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
 path = "/dev/shm/shmtensor." + name
 specs = {
     "fixed": ({"x": ((4,), "int32"), "y": ((), "uint8")}, {}),
-    "dynamic": ({"x": st.Field((None, 2), "int16", max_shape=(8, 2)), "y": ((None,), "uint8")}, {"max_slot_nbytes": 1 << 16}),
+    "dynamic": (
+        {"x": st.Field((None, 2), "int16", max_shape=(8, 2)), "y": ((None,), "uint8")},
+        {"max_slot_nbytes": 1 << 16},
+    ),
 }
 rng = random.Random(seed)
 seen = collections.Counter()
 TYPED = (st.ShmError, OSError, ValueError, BufferError)
 
 def item(spec):
-    return {"x": np.ones(4, "int32"), "y": 3} if spec == "fixed" else {"x": np.ones((3, 2), "int16"), "y": np.ones(900, "uint8")}
+    if spec == "fixed":
+        return {"x": np.ones(4, "int32"), "y": 3}
+    return {"x": np.ones((3, 2), "int16"), "y": np.ones(900, "uint8")}
 
 def attempt(call):
     try:
@@ -959,7 +977,11 @@ for spec, (fields, knobs) in specs.items():
         os.close(fd)
     used = [i for i in range(control) if image[i]]
     if how == "bytes":  # every byte of the header, and every other that is in use
-        mutants = [image[:i] + bytes([v]) + image[i + 1:] for i in sorted({*range(320), *used}) for v in {image[i] ^ 1, image[i] ^ 255, 0x80}]
+        mutants = [
+            image[:i] + bytes([v]) + image[i + 1:]
+            for i in sorted({*range(320), *used})
+            for v in {image[i] ^ 1, image[i] ^ 255, 0x80}
+        ]
     elif how == "random":
         mutants = [mutate(image[:state]) + image[state:] for _ in range(1500)]
     else:
@@ -1000,45 +1022,37 @@ def test_hostile_bytes(name: str, how: str, seed: int) -> None:
     assert int(out.split()[0]) > 1000, out
 
 
-def test_a_corrupt_flag_does_not_populate_a_sparse_segment(name: str) -> None:
-    """A growing buffer of huge stride, read as one that is reserved in full: mapping all of it would eat the memory."""
-    code = """
-import os, sys
+SPARSE = """
+import os, subprocess
 import shmtensor as st
-buffer = st.TensorBuffer.create(((None,), "uint8"), slots=8, name=sys.argv[1])
-size = buffer.nbytes
-data = open(f"/dev/shm/shmtensor.{sys.argv[1]}", "rb").read(4096)
-print(size, data.hex(), flush=True)
-sys.stdin.read()
-"""
-    with talking(code, name) as owner:
-        assert owner.stdout is not None
-        size, text = owner.stdout.readline().split()
-        header = bytearray.fromhex(text)
-        owner.kill()
-        owner.wait()
-        path_of(name).unlink()
-    if int(size) < memory_total():
-        pytest.skip("the address space is limited here: the segment would fit into memory")
-    grow = next(
-        i for i in range(96, 140, 4) if int.from_bytes(header[i : i + 4], "little") & ~2 == 1
-    )  # SHMT_GROW with or without SHMT_PREFAULT
-    header[grow] &= ~1
-    header[grow] |= 2
-    write_file(name, bytes(header))
-    os.truncate(path_of(name), int(size))
-    # In a process that may use little memory, so that a failure of this test is cheap.
-    check = """
-import resource, sys, os
-import shmtensor as st
-resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+subprocess.check_call(["mount", "-t", "tmpfs", "-o", "size=64M", "none", "/dev/shm"])
+path = "/dev/shm/shmtensor.sparse"
+with st.TensorBuffer.create(((None,), "uint8"), slots=8, name="sparse", max_slot_nbytes=1 << 30) as buffer:
+    size = buffer.nbytes
+    with open(path, "rb") as f:
+        data = bytearray(f.read(1 << 16))
+assert not os.path.exists(path)
+flags = int.from_bytes(data[112:116], "little")
+assert flags in (1, 3), "SHMT_GROW, perhaps with SHMT_PREFAULT"
+data[112] = 2
+fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+os.write(fd, data)
+os.ftruncate(fd, size)
+os.close(fd)
 before = os.statvfs("/dev/shm").f_bfree
 try:
-    st.TensorBuffer.attach(sys.argv[1]).close()
+    st.TensorBuffer.attach("sparse").close()
 except st.ShmError as e:
-    print("refused")
+    print("refused;", (before - os.statvfs("/dev/shm").f_bfree) * 4096 < 1 << 20)
 """
-    assert python(check, name) == "refused\n"
+
+
+def test_a_corrupt_flag_does_not_populate_a_sparse_segment() -> None:
+    """A growing buffer that reads as one reserved in full: mapping all of its 8 GiB would end in the OOM killer."""
+    wrapper = ("unshare", "--mount")
+    if why := not_permitted(*wrapper, "mount", "-t", "tmpfs", "none", "/dev/shm"):
+        pytest.skip(why)
+    assert python(SPARSE, wrapper=wrapper) == "refused; True\n"
 
 
 def test_a_killed_fuzz_leaves_names_that_are_swept(name: str, image: bytes) -> None:

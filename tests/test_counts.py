@@ -1,4 +1,4 @@
-"""Counts, not times: system calls, page faults, allocations, descriptors and wake-ups, none of which noise can change much."""
+"""Counts, not times: system calls, page faults, allocations, descriptors, wake-ups. Noise changes none of them much."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def nothing_left() -> Iterator[None]:
         yield
 
 
-# ---- system calls ----------------------------------------------------------------------------------------------------
+# ---- system calls ------------------------------------------------------------------------------------------
 
-# Calls between the marks count; both processes make them, and access() of what does not exist is a mark that strace shows.
+# Calls between the marks count, in each process. access() of what does not exist is a mark that strace shows.
 MARKED = """
 import os, sys
 import numpy as np
@@ -165,7 +165,7 @@ def test_hand_offs_between_processes_make_no_system_calls(tmp_path: Path) -> Non
     assert len(found) < 100, found[:20]
 
 
-# ---- page faults and allocations ---------------------------------------------------------------------------------------
+# ---- page faults and allocations ---------------------------------------------------------------------------
 
 
 def cycle(buffer: st.TensorBuffer, x: Any, times: int) -> None:
@@ -293,7 +293,7 @@ def test_memory_does_not_grow() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     def work(times: int) -> None:
-        for i in range(times):
+        for _ in range(times):
             with st.TensorBuffer.create(NUMBER, slots=64) as buffer:
                 buffer.put_many(range(5))
                 batch = buffer.acquire_many(5)
@@ -308,7 +308,7 @@ def test_memory_does_not_grow() -> None:
     assert resident() - before < 8 << 20
 
 
-# ---- descriptors -----------------------------------------------------------------------------------------------------
+# ---- descriptors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -376,11 +376,13 @@ with st.TensorBuffer.create(((8,), "int64"), slots=8) as buffer:
         assert buffer.get()[3] == 3
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.stdout == "done\n", done.stderr
 
 
-# ---- sleeping and waking -----------------------------------------------------------------------------------------------
+# ---- sleeping and waking -----------------------------------------------------------------------------------
 
 
 def switches(pid: int) -> int:
@@ -397,8 +399,6 @@ def ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-
-
 @pytest.mark.parametrize("verb", ["acquire", "claim"])
 def test_an_idle_waiter_sleeps(crew: Crew, verb: str) -> None:
     """At most ten wake-ups a second, and next to no processor time."""
@@ -407,10 +407,8 @@ def test_an_idle_waiter_sleeps(crew: Crew, verb: str) -> None:
 
         def child(connection: Connection) -> None:
             connection.send("waiting")
-            try:
+            with contextlib.suppress(st.ShutDown):
                 buffer.claim() if verb == "claim" else buffer.acquire()
-            except st.ShutDown:
-                pass
 
         hear(crew.start(child))
         assert wait_until(lambda: buffer.stats()["sleeps"] >= 1)

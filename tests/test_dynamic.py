@@ -35,7 +35,7 @@ def some(*shape: int, dtype: str = "int32") -> np.ndarray:
     return (np.arange(int(np.prod(shape))) % 251).astype(dtype).reshape(shape)
 
 
-# ---- shapes ----------------------------------------------------------------------------------------------------------
+# ---- shapes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_batches_need_one_shape() -> None:
         assert [len(x) for x in buffer.get_many(5, copy=True)] == [1, 2]
 
 
-# ---- wrong shapes ----------------------------------------------------------------------------------------------------
+# ---- wrong shapes ------------------------------------------------------------------------------------------
 
 WRONG = [
     ((11, 4), ValueError),  # larger than the bound
@@ -203,7 +203,7 @@ def test_unbounded_fields_cannot_be_reserved_in_full() -> None:
         st.SharedTensor.empty((None, 3), "int8")
 
 
-# ---- growth ----------------------------------------------------------------------------------------------------------
+# ---- growth ------------------------------------------------------------------------------------------------
 
 
 def test_slots_grow_and_stay_grown() -> None:
@@ -289,7 +289,7 @@ def test_more_than_there_is_memory() -> None:
         assert buffer.stats()["reserved_nbytes"] < 1 << 20
 
 
-# ---- across processes --------------------------------------------------------------------------------------------------
+# ---- across processes --------------------------------------------------------------------------------------
 
 
 def check_items(connection: Connection, buffer: st.TensorBuffer) -> None:

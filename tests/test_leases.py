@@ -57,11 +57,11 @@ def _torch() -> Any:
     return pytest.importorskip("torch")
 
 
-def _fallback(slot: st.Slot) -> Any:
+def _fallback(slot: st.Slot, field: str | None = None) -> Any:
     _torch()
     shmtensor._views._use_exchange_api(False)
     try:
-        return slot.torch("x")
+        return slot.torch(field)
     finally:
         shmtensor._views._use_exchange_api(True)
 
@@ -95,7 +95,7 @@ PATHS = {
     "slot.numpy()": Path(_from_slot(lambda s: s.numpy())),
     "slot.torch": Path(_from_slot(lambda s: s.torch("x")), named=True, torch=True),
     "slot.torch()": Path(_from_slot(lambda s: s.torch()), torch=True),
-    "slot.torch, fallback": Path(_from_slot(_fallback), named=True, torch=True),
+    "slot.torch, fallback": Path(_from_slot(lambda s: _fallback(s, "x")), named=True, torch=True),
     "np.asarray": Path(_from_slot(np.asarray)),
     "slot.__array__": Path(_from_slot(lambda s: s.__array__())),
     "__array_interface__": Path(_from_slot(lambda s: np.asarray(_Interface(s.__array_interface__)))),
@@ -419,16 +419,32 @@ def test_many_views_of_one_slot_die_in_many_threads(buf: st.TensorBuffer) -> Non
     _check_given_back_once(buf)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_only_the_last_of_several_aliases_gives_the_slot_back(buf: st.TensorBuffer, order: tuple[int, ...]) -> None:
-    buf.put({"x": PATTERN})
-    with buf.acquire() as slot:
-        views: list[Any] = [slot["x"], slot.numpy("x")[1:], memoryview(slot)]
-    del slot
+OWN_EXPORTS: dict[str, Callable[[st.Slot], Any]] = {
+    "numpy": lambda s: s.numpy(),
+    "memoryview": memoryview,
+    "np.from_dlpack": np.from_dlpack,
+    "capsule": lambda s: s.__dlpack__(),
+    "versioned capsule": lambda s: s.__dlpack__(max_version=(1, 0)),
+    "torch": lambda s: s.torch() if _torch() else None,
+    "torch, fallback": _fallback,
+    "torch.from_dlpack": lambda s: _torch().from_dlpack(s),
+    "torch.frombuffer": lambda s: _torch().frombuffer(s, dtype=_torch().float32),
+}
+
+
+@pytest.mark.parametrize("export", OWN_EXPORTS.values(), ids=OWN_EXPORTS)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+def test_only_the_last_of_several_exports_gives_the_slot_back(
+    single: st.TensorBuffer, order: tuple[int, ...], export: Callable[[st.Slot], Any]
+) -> None:
+    single.put(PATTERN)
+    with single.acquire() as slot:
+        views = [export(slot), slot.numpy()[1:], export(slot)]
     for i in order:
-        assert slots_by_state(buf)["reading"] == 1
+        assert slots_by_state(single)["reading"] == 1
         views[i] = None
-    assert slots_by_state(buf)["free"] == SLOTS
+    assert slots_by_state(single)["free"] == SLOTS
+    _check_given_back_once(single)
 
 
 @pytest.mark.parametrize("key", ["a", "b"])

@@ -528,6 +528,7 @@ SPECIAL = [
     *((1 << 63) - 1, (1 << 63) - 64, -(1 << 62), -(1 << 63)),
 ]
 WORDS = some.one_of(some.sampled_from(SPECIAL), some.integers(-(1 << 63), (1 << 63) - 1), some.integers(0, 512))
+PLAUSIBLE = some.lists(some.sampled_from([1, 2, 3, 4, 10, 64, 128, 192, 256, 320, 448]), min_size=3, max_size=10)
 CORRUPTIBLE = {
     "bounded": {"x": st.Field((None, 3), "float32", max_shape=(10, 3)), "n": ((), "int64")},
     "unbounded": {"x": ((None, 3), "float32"), "y": ((None, None, None), "complex128"), "z": ((None,), "u1")},
@@ -555,7 +556,7 @@ def _within(view: np.ndarray, whole: np.ndarray) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(words=some.lists(WORDS, min_size=1, max_size=10))
+@given(words=some.one_of(some.lists(WORDS, min_size=1, max_size=10), PLAUSIBLE))
 @example(words=[64, -1, 3])
 @example(words=[64, 1 << 62, 3])
 @example(words=[64, 1 << 62, 1 << 62, 1 << 62])
@@ -610,7 +611,18 @@ def test_a_corrupt_shape_table_raises_or_stays_inside(corruptible: st.TensorBuff
 
 @pytest.mark.parametrize(
     "words",
-    [[64, 11, 3], [64, 2, 4], [64, -1, 3], [65, 2, 3], [1 << 40, 2, 3], [-64, 2, 3], [64, 1 << 62, 3]],
+    [
+        [128, 10, 3],
+        [192, 2, 3],
+        [256, 0, 3],
+        [64, 11, 3],
+        [64, 2, 4],
+        [64, -1, 3],
+        [65, 2, 3],
+        [1 << 40, 2, 3],
+        [-64, 2, 3],
+        [64, 1 << 62, 3],
+    ],
 )
 def test_a_corrupt_shape_table_is_named(words: list[int]) -> None:
     with st.TensorBuffer.create(CORRUPTIBLE["bounded"], slots=1) as b:

@@ -4,6 +4,7 @@
 #define STEP_H
 
 #include <sys/ptrace.h>
+#include <sys/user.h>
 
 #include "check.h"
 
@@ -33,6 +34,32 @@ static inline void step_stop(pid_t pid, int signal) {
     CHECK(WIFSTOPPED(status));
     CHECK_EQ(WSTOPSIG(status), signal);
 }
+
+#if CAN_STEP
+#define STEP_RIP ((void *)offsetof(struct user_regs_struct, rip))
+
+static inline long step_peek(pid_t pid, long at) { return ptrace(PTRACE_PEEKTEXT, pid, (void *)at, NULL); }
+
+/* One instruction. A repeated string operation (a memset of 4 KiB) traps at each of its turns: it is run through to a
+ * breakpoint behind it. */
+static inline void step_one(pid_t pid) {
+    const long before = ptrace(PTRACE_PEEKUSER, pid, STEP_RIP, NULL);
+    CHECK_EQ(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL), 0);
+    step_stop(pid, SIGTRAP);
+    if (ptrace(PTRACE_PEEKUSER, pid, STEP_RIP, NULL) == before && (step_peek(pid, before) & 0xff) == 0xf3) {
+        const long behind = before + ((step_peek(pid, before) & 0xf000) == 0x4000 ? 3 : 2); /* with a REX byte or not */
+        const long was = step_peek(pid, behind);
+        CHECK_EQ(ptrace(PTRACE_POKETEXT, pid, (void *)behind, (void *)((was & ~0xffL) | 0xcc)), 0);
+        CHECK_EQ(ptrace(PTRACE_CONT, pid, NULL, NULL), 0);
+        step_stop(pid, SIGTRAP);
+        CHECK_EQ(ptrace(PTRACE_PEEKUSER, pid, STEP_RIP, NULL), behind + 1);
+        CHECK_EQ(ptrace(PTRACE_POKETEXT, pid, (void *)behind, (void *)was), 0);
+        CHECK_EQ(ptrace(PTRACE_POKEUSER, pid, STEP_RIP, (void *)behind), 0);
+    }
+}
+#else
+static inline void step_one(pid_t pid) { (void)pid; }
+#endif
 
 /* Runs prepare() and then body() in a child, and stops it after `n` instructions of the body. False: the body has ended
  * before, and the child too. */
@@ -64,8 +91,7 @@ static inline bool step_start(step_child *child, void (*prepare)(void), void (*b
             sched_setaffinity(0, sizeof all, &all);
             return false;
         }
-        CHECK_EQ(ptrace(PTRACE_SINGLESTEP, child->pid, NULL, NULL), 0);
-        step_stop(child->pid, SIGTRAP);
+        step_one(child->pid);
         steps += shmt_load_acquire(child->phase) == 1;
     }
     sched_setaffinity(0, sizeof all, &all);

@@ -165,7 +165,6 @@ static void impossible_wishes(void) {
         {{.slot_nbytes = SHMT_NBYTES_MAX, .slots = 1, .members = 1}, -EOVERFLOW},
         {{.slot_nbytes = SHMT_NBYTES_MAX / 2, .slots = 3, .members = 1}, -EOVERFLOW},
         {{.slot_nbytes = SHMT_NBYTES_MAX, .members = 1}, -EOVERFLOW},
-        {{.slot_nbytes = SHMT_NBYTES_MAX / 4, .members = 1}, -ENOSPC},
     };
     int fds = count_fds(NULL);
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -173,6 +172,9 @@ static void impossible_wishes(void) {
         CHECK_EQ(shmt_segment_create(&table[i].config, &seg), table[i].rc);
         CHECK(seg == (shmt_segment *)(void *)&fds); /* results are untouched on failure */
     }
+    shmt_segment *seg = NULL;
+    int rc = shmt_segment_create(&(shmt_config){.slot_nbytes = SHMT_NBYTES_MAX / 4, .members = 1}, &seg);
+    CHECK(rc == -ENOSPC || rc == -ENOMEM); /* the latter under ThreadSanitizer, which leaves less address space */
     CHECK_EQ(count_fds(NULL), fds);
     CHECK_EQ(count_maps(MEMFD), 0);
 }
