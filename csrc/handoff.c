@@ -28,10 +28,12 @@ static int why_empty(shmt_segment *seg) {
         /* N1 seq_cst: pairs with the closers' count; what they published is visible to the second look below. */
         uint32_t closed = shmt_load_seq_cst(&seg->header->producers_closed);
         uint32_t lost = shmt_load_seq_cst(&seg->header->producers_lost); /* N1: likewise, with reclaim's count */
+        bool all_came = closed + lost >= expected && closed + lost > 0;
+        if (!all_came) {
+            return -EAGAIN; /* the common case costs two loads */
+        }
         uint32_t alive = shmt_member_roles(seg);
-        bool all_came = expected > 0 && closed + lost >= expected;
-        bool nobody_will = expected == 0 && lost > 0 && !(alive & SHMT_IDLE);
-        if ((alive & SHMT_PRODUCER) || !(all_came || nobody_will)) {
+        if ((alive & SHMT_PRODUCER) || (expected == 0 && (lost == 0 || (alive & SHMT_IDLE)))) {
             return -EAGAIN;
         }
         if (expected == 0 || closed < expected) {
@@ -76,14 +78,14 @@ typedef struct request {
 
 #define QUICK_PROBES 64u /* between two looks of a spin; the look before sleeping is thorough */
 
-static int try_claim(shmt_segment *seg, void *arg, bool thorough) {
+static int try_claim(shmt_segment *seg, void *arg, shmt_effort effort) {
     request *r = arg;
     int rc = shmt_enter(seg);
     if (rc != 0) {
         return rc;
     }
     take_role(seg, SHMT_PRODUCER);
-    uint32_t probes = thorough || seg->geo.slots < QUICK_PROBES ? seg->geo.slots : QUICK_PROBES;
+    uint32_t probes = effort != SHMT_QUICK || seg->geo.slots < QUICK_PROBES ? seg->geo.slots : QUICK_PROBES;
     int got = shmt_slots_claim(seg, probes, r->n, r->words, &r->first);
     if (SHMT_UNLIKELY(shut(seg))) {
         for (int i = 0; i < got; i++) {
@@ -92,7 +94,7 @@ static int try_claim(shmt_segment *seg, void *arg, bool thorough) {
         }
         return -ESHUTDOWN;
     }
-    return got > 0 ? got : thorough ? why_full(seg) : -EAGAIN;
+    return got > 0 ? got : effort == SHMT_LAST ? why_full(seg) : -EAGAIN;
 }
 
 static uint8_t *payload(const shmt_segment *seg, uint32_t index) { return seg->data + index * seg->geo.slot_stride; }
@@ -121,7 +123,7 @@ static int claim(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *
     if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
     }
-    int rc = wait_or_give_up(seg, try_claim(seg, r, true), &seg->header->free_event, deadline_ns, try_claim, r,
+    int rc = wait_or_give_up(seg, try_claim(seg, r, SHMT_FULL), &seg->header->free_event, deadline_ns, try_claim, r,
                              offsetof(shmt_member_record, claim_waits));
     if (rc > 0) {
         *out = (shmt_slot){
@@ -269,7 +271,7 @@ int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint
 
 /* ---- consumer -------------------------------------------------------------------------------------------------------------------------- */
 
-static int try_acquire(shmt_segment *seg, void *arg, bool thorough) {
+static int try_acquire(shmt_segment *seg, void *arg, shmt_effort effort) {
     request *r = arg;
     int rc = shmt_enter(seg);
     if (rc != 0) {
@@ -277,7 +279,7 @@ static int try_acquire(shmt_segment *seg, void *arg, bool thorough) {
     }
     take_role(seg, SHMT_CONSUMER);
     int got = shmt_order_take(seg, r->n, r->words, &r->first);
-    int why = got == -EAGAIN && thorough ? why_empty(seg) : -EAGAIN;
+    int why = got == -EAGAIN && effort != SHMT_QUICK ? why_empty(seg) : -EAGAIN;
     if (why != -EAGAIN) {
         (void)shmt_reclaim(seg); /* the item of a consumer that died is to be drained too */
         got = shmt_order_take(seg, r->n, r->words, &r->first); /* once more: what came before the end counts */
@@ -316,7 +318,7 @@ static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot
     if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
     }
-    int rc = wait_or_give_up(seg, try_acquire(seg, r, deadline_ns == 0), &seg->header->ready_event, deadline_ns,
+    int rc = wait_or_give_up(seg, try_acquire(seg, r, deadline_ns == 0 ? SHMT_FULL : SHMT_QUICK), &seg->header->ready_event, deadline_ns,
                              try_acquire, r, offsetof(shmt_member_record, acquire_waits));
     if (rc <= 0) {
         return rc;

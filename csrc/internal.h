@@ -48,6 +48,7 @@ struct shmt_segment {
     shmt_atomic32 cursor;     /* where the next claim begins to look */
     shmt_atomic64 read_seen;  /* a read_seq seen earlier: bounds how full the ring can be */
     shmt_atomic32 reclaiming; /* one thread at a time; a thread lock of this process, never waited for */
+    uint32_t populated;       /* fork generation in which the reserved pages were mapped */
     shmt_atomic32 told_lost;      /* producers_lost, as far as this process was told of it */
     shmt_atomic32 told_consumers; /* consumers_seen, likewise when it was told that they are gone */
     shmt_atomic32 closed;
@@ -90,7 +91,8 @@ int shmt_name_born(int *fd);                       /* an unnamed file that can b
 int shmt_name_link(int fd, const char *path);      /* gives it the name, if nobody else has it */
 int shmt_name_linked(int fd);                      /* number of links, or -errno */
 bool shmt_name_is(const char *path, int fd);       /* does the path lead to this very file? */
-int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members); /* 1: it was the last member's, removed */
+/* 1: it was the last member's, removed. The lock on byte `keep` (0: none) stays. */
+int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members, uint32_t keep);
 
 /* ---- registry.c: which handles live in this process, and its fork generation ------------------------------------------ */
 extern uint32_t shmt_fork_generation; /* from 1; changes only in a freshly forked child, which has one thread */
@@ -102,6 +104,9 @@ void shmt_registry_unlock(void);
 /* ---- segment.c ------------------------------------------------------------------------------------------------------------ */
 /* A second member of this process over the same mapping; how threads play processes under ThreadSanitizer. */
 int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out);
+
+/* Maps what is reserved, if the creator wanted that. */
+int shmt_segment_populate(const shmt_geometry *geo, uint8_t *base);
 
 /* ---- members.c: lock bytes ------------------------------------------------------------------------------------------------ */
 int shmt_member_lock_any(shmt_segment *seg, int lock_fd, uint32_t *id);
@@ -131,7 +136,9 @@ uint64_t shmt_order_length(shmt_segment *seg);
 /* ---- wait.c: how to sleep and wake --------------------------------------------------------------------------------------------- */
 void shmt_event_wake(shmt_segment *seg, shmt_event *event, uint32_t n);
 void shmt_event_wake_all(shmt_event *event);
-typedef int (*shmt_attempt)(shmt_segment *seg, void *arg, bool thorough);
+/* QUICK between two looks of a spin; FULL misses nothing that is there; LAST before sleeping: is it worth to wait at all? */
+typedef enum shmt_effort { SHMT_QUICK, SHMT_FULL, SHMT_LAST } shmt_effort;
+typedef int (*shmt_attempt)(shmt_segment *seg, void *arg, shmt_effort effort);
 int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt, void *arg,
                     void (*slice_over)(shmt_segment *seg));
 

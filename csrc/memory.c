@@ -168,7 +168,7 @@ int shmt_memory_populate(void *at, uint64_t nbytes) {
             return 0;
         }
         if (errno != EINTR && errno != EAGAIN) {
-            return -errno;
+            return errno == EFAULT ? -ENOSPC : -errno; /* EFAULT: where a touch would have been SIGBUS */
         }
     }
     return 0;

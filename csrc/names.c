@@ -96,15 +96,20 @@ bool shmt_name_is(const char *path, int fd) {
 /* An exclusive lock over every member byte says that nobody else takes part, and keeps everybody out while the name goes:
  * a joiner that opened the file meanwhile finds no byte free, looks at the link count, and reports that the name is gone.
  * Only whoever holds this lock removes a name, so the path cannot come to mean another file in between. */
-int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members) {
+int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members, uint32_t keep) {
     struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = (off_t)members};
     if (fcntl(lock_fd, F_OFD_SETLK, &all) != 0) {
         return errno == EAGAIN || errno == EACCES ? 0 : -errno;
     }
-    if (shmt_name_is(path, lock_fd) && unlink(path) != 0) {
-        return -errno;
+    int rc = shmt_name_is(path, lock_fd) && unlink(path) != 0 ? -errno : 1;
+    /* Whoever has the mapping already, a forked child say, may still join: all bytes but our own are free again. */
+    struct flock below = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = (off_t)keep - 1};
+    struct flock above = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = (off_t)keep + 1, .l_len = 0};
+    if (keep > 1) {
+        fcntl(lock_fd, F_OFD_SETLK, &below);
     }
-    return 1;
+    fcntl(lock_fd, F_OFD_SETLK, &above);
+    return rc;
 }
 
 /* One file of the sweep: stale if nobody holds any member byte. The description is fresh, so it cannot be confused with a
@@ -119,7 +124,7 @@ static int sweep_one(const char *path, bool dry_run) {
         struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = SHMT_MEMBERS_MAX};
         stale = fcntl(fd, F_OFD_GETLK, &all) == 0 && all.l_type == F_UNLCK;
     } else {
-        stale = shmt_name_remove_if_last(fd, path, SHMT_MEMBERS_MAX) == 1;
+        stale = shmt_name_remove_if_last(fd, path, SHMT_MEMBERS_MAX, 0) == 1;
     }
     close(fd);
     return stale;

@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -116,6 +117,15 @@ int shmt_member_join(shmt_segment *seg) {
         rc = shmt_member_open_lock(seg, &lock_fd);
         if (rc == 0) {
             rc = shmt_member_lock_any(seg, lock_fd, &id);
+        }
+        /* Whoever removes a name holds every byte for that moment. */
+        for (int again = 0; rc == -EUSERS && again < 20; again++) {
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+            rc = shmt_member_lock_any(seg, lock_fd, &id);
+        }
+        if (rc == 0 && seg->populated != shmt_fork_generation) {
+            rc = shmt_segment_populate(&seg->geo, seg->base); /* a forked child has the mapping without its pages */
+            seg->populated = shmt_fork_generation;
         }
         if (rc == 0) {
             seg->lock_fd = lock_fd;

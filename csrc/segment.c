@@ -8,7 +8,6 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -69,6 +68,7 @@ static int new_handle(const shmt_geometry *geo, uint8_t *base, int fd, const cha
     }
     seg->fd = fd;
     seg->leases = leases;
+    seg->populated = shmt_fork_generation;
     seg->mapped = mapped;
     fill_handle(seg, geo, base, name);
     int rc = shmt_registry_add(seg);
@@ -87,7 +87,7 @@ static int new_handle(const shmt_geometry *geo, uint8_t *base, int fd, const cha
 static void remove_name_if_last(const shmt_segment *seg) {
     char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
     if (seg->info.name && seg->lock_fd >= 0 && shmt_name_path(seg->name, path, sizeof path) == 0) {
-        shmt_name_remove_if_last(seg->lock_fd, path, seg->geo.members);
+        shmt_name_remove_if_last(seg->lock_fd, path, seg->geo.members, shmt_load_relaxed(&seg->member)); /* our own */
     }
 }
 
@@ -119,26 +119,33 @@ static int map(int fd, uint64_t nbytes, uint8_t **out) {
     return 0;
 }
 
-/* Advice after mapping: huge pages where the system allows them, then all reserved pages mapped at once. A failure to
- * prefault for want of memory is an error, since a touch would then be fatal; advice is only advice. */
-static int advise(const shmt_geometry *geo, uint8_t *base) {
-    if (geo->flags & SHMT_HUGE_PAGES) {
-        madvise(base, geo->total_nbytes, MADV_HUGEPAGE);
-    }
+/* A failure to map what is reserved is an error, since a touch would then be fatal. */
+int shmt_segment_populate(const shmt_geometry *geo, uint8_t *base) {
     int rc = shmt_memory_populate(base, geo->data_offset);
+    uint8_t *data = base + geo->data_offset;
     if (rc != 0 || !(geo->flags & SHMT_PREFAULT)) {
         return rc;
     }
     if (geo->slots == 0) {
-        return shmt_memory_populate(base + geo->data_offset, geo->slot_nbytes);
+        return shmt_memory_populate(data, geo->slot_nbytes);
     }
     if (!(geo->flags & SHMT_GROW)) {
-        return shmt_memory_populate(base + geo->data_offset, geo->total_nbytes - geo->data_offset);
+        return shmt_memory_populate(data, geo->total_nbytes - geo->data_offset);
     }
     for (uint32_t i = 0; i < geo->slots && rc == 0; i++) {
-        rc = shmt_memory_populate(base + geo->data_offset + i * geo->slot_stride, geo->slot_nbytes);
+        rc = shmt_memory_populate(data + i * geo->slot_stride, geo->slot_nbytes);
     }
     return rc;
+}
+
+/* Huge pages where the system allows them (advice is only advice), then all reserved pages mapped at once. */
+static int advise(const shmt_geometry *geo, uint8_t *base) {
+    if (geo->flags & SHMT_HUGE_PAGES) {
+        madvise(base, geo->total_nbytes, MADV_HUGEPAGE);
+    }
+    shmt_geometry now = *geo;
+    now.flags &= geo->flags & SHMT_APART ? ~(uint32_t)SHMT_PREFAULT : ~UINT32_C(0);
+    return shmt_segment_populate(&now, base);
 }
 
 /* ---- create --------------------------------------------------------------------------------------------------------------- */
@@ -279,7 +286,7 @@ int shmt_segment_create(const shmt_config *config, shmt_segment **out) {
 /* Copies the header once, believes nothing in it that is not recomputed, and never reads geometry from there again. */
 static int read_geometry(int fd, shmt_geometry *geo) {
     struct statx st;
-    if (statx(fd, "", AT_EMPTY_PATH, STATX_SIZE | STATX_TYPE, &st) != 0) {
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_SIZE | STATX_TYPE | STATX_BLOCKS, &st) != 0) {
         return -errno;
     }
     if (!S_ISREG(st.stx_mode) || st.stx_size < SHMT_PAGE) {
@@ -304,7 +311,9 @@ static int read_geometry(int fd, shmt_geometry *geo) {
     if (shmt_geometry_place(&again) != 0 || memcmp(&again, geo, sizeof again) != 0 || geo->total_nbytes != st.stx_size) {
         return -EUCLEAN;
     }
-    return 0;
+    /* Nothing is touched that is not reserved: a flag that lies must not make us fill a sparse file. */
+    uint64_t payload = geo->flags & SHMT_GROW ? geo->slots * geo->slot_nbytes : geo->total_nbytes - geo->data_offset;
+    return st.stx_blocks * 512 >= geo->data_offset + payload ? 0 : -EUCLEAN;
 }
 
 /* Takes over `fd` on success and on failure. */
@@ -329,14 +338,9 @@ static int attach_file(int fd, const char *name, shmt_segment **out) {
         close(fd);
         return rc;
     }
-    /* The last member may be taking the name away while we open it; for that moment it holds every byte. */
     rc = shmt_member_join(seg);
-    for (int again = 0; rc == -EUSERS && name && again < 20 && shmt_name_linked(fd) > 0; again++) {
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-        rc = shmt_member_join(seg);
-    }
     if ((rc == 0 || rc == -EUSERS) && name && shmt_name_linked(fd) == 0) {
-        rc = -ENOENT;
+        rc = -ENOENT; /* the last member took the name away while we were opening it */
     }
     if (rc != 0) {
         destroy(seg);

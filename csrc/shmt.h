@@ -4,7 +4,8 @@
  * out-parameters, which stand last and are untouched on failure. Nothing here prints, aborts or sets errno.
  *
  *   -EAGAIN     a try_ verb found nothing to take            -ETIMEDOUT  the deadline passed
- *   -EINTR      a signal arrived while waiting: look at it, then call again with the same deadline
+ *   -EINTR      a signal arrived while waiting: look at it, then call again with the same deadline. One that arrives
+ *               just before the wait interrupts nothing: whoever must react to signals waits in steps
  *   -ESHUTDOWN  the stream has ended                          -ESTALE     the slot was reclaimed: the lease is lost
  *   -EOWNERDEAD nobody is left alive who could end the wait
  *   -EBADF      this handle is closed                         -EUCLEAN    shared memory is corrupt
@@ -38,6 +39,7 @@ enum {
     SHMT_GROW = 1u,       /* slots are sparse and are reserved as they are needed */
     SHMT_PREFAULT = 2u,   /* map every reserved page at create and attach */
     SHMT_HUGE_PAGES = 4u, /* advise huge pages; /proc/<pid>/smaps, ShmemPmdMapped, says whether it took */
+    SHMT_APART = 16u,     /* with SHMT_PREFAULT: not in create and attach; the caller does it, in threads */
     SHMT_DROP = 8u,       /* an item whose consumer dies is dropped; otherwise it is redelivered */
 };
 

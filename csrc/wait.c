@@ -82,7 +82,7 @@ static int spin(shmt_segment *seg, shmt_attempt attempt, void *arg) {
         } else if (turn % PAUSES_PER_CLOCK == 0) {
             now = shmt_now_ns();
         }
-        int rc = attempt(seg, arg, false);
+        int rc = attempt(seg, arg, SHMT_QUICK);
         if (rc != -EAGAIN) {
             COUNT(seg, spins);
             return rc;
@@ -98,7 +98,7 @@ int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, s
     int rc = spin(seg, attempt, arg);
     while (rc == -EAGAIN) {
         uint32_t seen = shmt_or_seq_cst(&event->word, SHMT_EVENT_W) | SHMT_EVENT_W; /* E1: before the second try */
-        rc = attempt(seg, arg, true);
+        rc = attempt(seg, arg, SHMT_LAST);
         if (rc != -EAGAIN) {
             return rc;
         }
@@ -110,7 +110,7 @@ int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, s
         struct timespec timeout = {.tv_sec = slice / 1000000000, .tv_nsec = slice % 1000000000};
         COUNT(seg, sleeps);
         int why = futex(&event->word, FUTEX_WAIT, seen, &timeout) == 0 ? 0 : errno;
-        rc = attempt(seg, arg, true);
+        rc = attempt(seg, arg, SHMT_FULL);
         if (rc == -EAGAIN && why == EINTR) {
             return -EINTR;
         }

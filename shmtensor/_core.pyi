@@ -38,6 +38,7 @@ class Segment:
         prefault: bool = True,
         huge_pages: bool = False,
         drop: bool = False,
+        apart: bool = False,
         alignment: int = 0,
         seq_first: int = 0,
         meta: bytes = b"",

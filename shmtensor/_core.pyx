@@ -35,6 +35,8 @@ cdef extern from "errno.h":
 
 cdef int _EAGAIN = EAGAIN, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT
 
+cdef int64_t STEP_NS = 100_000_000  # how long Ctrl-C may have to wait at most
+
 cdef enum Verb:
     CLAIM
     ACQUIRE
@@ -129,7 +131,7 @@ cdef class Segment:
 
     def _create(self, *, str name, uint64_t slot_nbytes, uint64_t slot_stride=0, uint32_t slots=0,
                 uint32_t members=256, uint32_t producers=0, bint grow=False, bint prefault=True, bint huge_pages=False,
-                bint drop=False, uint32_t alignment=0, uint64_t seq_first=0, bytes meta=b""):
+                bint drop=False, bint apart=False, uint32_t alignment=0, uint64_t seq_first=0, bytes meta=b""):
         cdef shmt_config config
         cdef bytes encoded = None if name is None else name.encode("utf-8", "surrogateescape")
         cdef int rc
@@ -145,7 +147,8 @@ cdef class Segment:
         config.slots = slots
         config.members = members
         config.flags = ((SHMT_GROW if grow else 0) | (SHMT_PREFAULT if prefault else 0)
-                        | (SHMT_HUGE_PAGES if huge_pages else 0) | (SHMT_DROP if drop else 0))
+                        | (SHMT_HUGE_PAGES if huge_pages else 0) | (SHMT_DROP if drop else 0)
+                        | (SHMT_APART if apart else 0))
         config.producers = producers
         config.alignment = alignment
         config.seq_first = seq_first
@@ -236,7 +239,7 @@ cdef class Segment:
         cdef const shmt_info *info = shmt_segment_info(self.open_seg())
         return {
             "data_nbytes": info.data_nbytes, "slot_nbytes": info.slot_nbytes, "slot_stride": info.slot_stride,
-            "identity": info.identity, "slots": info.slots, "members": info.members, "flags": info.flags,
+            "identity": info.identity, "slots": info.slots, "members": info.members, "flags": info.flags, "apart": bool(info.flags & SHMT_APART),
         }
 
     @property
@@ -380,16 +383,18 @@ cdef class Buffer(Segment):
                          int rc) except -1:
         cdef shmt_segment *seg = self.seg
         cdef int64_t deadline = _deadline(timeout)
+        cdef int64_t step = 0
         self.pins += 1
         try:
-            while rc == -_EAGAIN or rc == -_EINTR:
+            while rc == -_EAGAIN or rc == -_EINTR or (rc == -_ETIMEDOUT and step < deadline):
+                # In steps: a signal that comes just before the wait interrupts nothing.
+                PyErr_CheckSignals()
+                step = min(deadline, shmt_now_ns() + STEP_NS)
                 with nogil:
                     if verb == CLAIM:
-                        rc = shmt_slot_claim_many(seg, n, deadline, words, out)
+                        rc = shmt_slot_claim_many(seg, n, step, words, out)
                     else:
-                        rc = shmt_slot_acquire_many(seg, n, deadline, words, out)
-                if rc == -_EINTR:
-                    PyErr_CheckSignals()
+                        rc = shmt_slot_acquire_many(seg, n, step, words, out)
         finally:
             self.unpin()
         if rc == -_ETIMEDOUT:
@@ -1097,6 +1102,10 @@ cdef class Batch:
         if x is not _NOTHING:
             f = self.place(field, &at)
             f.copy_in(&at, x)
+            return
+        if self.buffer.single is not None:
+            f = self.place(None, &at)
+            f.copy_in(&at, field)
             return
         for g, part in zip(self.buffer.fields, self.buffer.spec.flatten(field)):
             f = self.place(g.path, &at)

@@ -15,6 +15,7 @@ cdef extern from "shmt.h" nogil:
         SHMT_GROW
         SHMT_PREFAULT
         SHMT_HUGE_PAGES
+        SHMT_APART
         SHMT_DROP
 
     ctypedef struct shmt_config:

@@ -444,7 +444,8 @@ cdef class Field:
         cdef int d
         if self.torch is None:
             raise _wrong_dtype(self, x.dtype)
-        if x.is_neg() or (self.code == 5 and x.is_conj()):
+        # Only floating and complex tensors can be negated or conjugated lazily: asking costs more than a small copy.
+        if self.code not in (0, 1, 6) and (x.is_neg() or (self.code == 5 and x.is_conj())):
             x = x.resolve_conj().resolve_neg()  # lazily negated or conjugated: memory is not the values
         if self.bits == 0:
             import torch

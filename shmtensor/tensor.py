@@ -70,7 +70,8 @@ class SharedTensor(Array):
             name=name,
             slot_nbytes=nbytes,
             members=members,
-            prefault=prefault and not parallel,
+            prefault=prefault,
+            apart=parallel,
             huge_pages=huge_pages,
             meta=spec.dumps(),
         )
@@ -150,6 +151,8 @@ class SharedTensor(Array):
             if not spec.single or spec.dynamic:
                 raise error_from(errno.EUCLEAN, "this SharedTensor")
             self._set_spec(spec)
+            if info["apart"]:
+                _prefault(self, spec.nbytes)
         except BaseException:
             self.close()
             raise

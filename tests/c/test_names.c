@@ -222,20 +222,41 @@ static void the_last_one_out_removes(void) {
     CHECK_EQ(shmt_segment_attach(name, &b), 0);
     int outsider = -1;
     CHECK_EQ(shmt_name_open(path, &outsider), 0);
-    CHECK_EQ(shmt_name_remove_if_last(outsider, path, 4), 0);
+    CHECK_EQ(shmt_name_remove_if_last(outsider, path, 4, 0), 0);
     CHECK(name_exists(name));
     shmt_segment_drop(a);
     CHECK(name_exists(name));
-    CHECK_EQ(shmt_name_remove_if_last(outsider, path, 4), 0);
+    CHECK_EQ(shmt_name_remove_if_last(outsider, path, 4, 0), 0);
     shmt_segment_close(b);
     CHECK(!name_exists(name));
     shmt_segment_drop(b);
     CHECK(!name_exists(name));
     make_file(path, 0600, 5); /* the path has come to mean another file: not ours to remove */
-    CHECK_EQ(shmt_name_remove_if_last(outsider, path, 4), 1);
+    CHECK_EQ(shmt_name_remove_if_last(outsider, path, 4, 0), 1);
     CHECK(name_exists(name));
     unlink(path);
     close(outsider);
+}
+
+/* The name is gone, a lease keeps the mapping: whoever has the descriptor, a forked child say, may still join. */
+static void removing_the_name_keeps_nobody_out(void) {
+    const char *name = fresh_name();
+    shmt_segment *seg = make_config(named(name));
+    shmt_lease *lease;
+    put(seg, 1);
+    put(seg, 2);
+    shmt_slot slot = get(seg);
+    CHECK_EQ(shmt_lease_take(seg, &slot, &slot.word, 1, &lease), 0);
+    shmt_segment_close(seg);
+    CHECK(!name_exists(name));
+    shmt_segment *late = peer_of(seg);
+    CHECK(shmt_member_id(late) != shmt_member_id(seg));
+    CHECK_EQ(shmt_reclaim(late), 0); /* the lease's holder is still a member */
+    CHECK_EQ(get_tag(late), 2);
+    shmt_lease_drop(lease);
+    shmt_segment_drop(seg);
+    CHECK_EQ(stats_of(late).free, 3);
+    shmt_segment_drop(late);
 }
 
 /* Holds a segment of that name in a child until it is killed. */
@@ -381,5 +402,6 @@ static void a_dev_shm_of_our_own(void) {
 
 TESTS(TEST(a_dev_shm_of_our_own), TEST(names), TEST(what_is_not_ours_is_not_opened), TEST(another_users_file),
       TEST(a_file_that_is_no_segment), TEST(born_without_a_name), TEST(an_existing_name_is_left_alone),
-      TEST(the_last_one_out_removes), TEST(the_sweep_takes_what_the_dead_left),
-      TEST(creation_sweeps_and_takes_a_dead_name), TEST(half_a_segment_is_never_seen), TEST(unlinking_by_hand))
+      TEST(the_last_one_out_removes), TEST(removing_the_name_keeps_nobody_out),
+      TEST(the_sweep_takes_what_the_dead_left), TEST(creation_sweeps_and_takes_a_dead_name),
+      TEST(half_a_segment_is_never_seen), TEST(unlinking_by_hand))

@@ -157,7 +157,7 @@ static void impossible_wishes(void) {
         {{.slot_nbytes = UINT64_MAX, .slots = 1, .members = 1}, -EINVAL},
         {{.slot_nbytes = UINT64_MAX, .members = 1}, -EINVAL},
         {{.slot_nbytes = 1, .slot_stride = UINT64_MAX, .slots = 1, .members = 1, .flags = SHMT_GROW}, -EINVAL},
-        {{.slot_nbytes = 1, .slots = 1, .members = 1, .flags = 16}, -EINVAL},
+        {{.slot_nbytes = 1, .slots = 1, .members = 1, .flags = 32}, -EINVAL},
         {{.slot_nbytes = 1, .slots = 1, .members = 1, .flags = UINT32_MAX}, -EINVAL},
         {{.slot_nbytes = 1, .slots = 1, .members = 1, .alignment = 3}, -EINVAL},
         {{.slot_nbytes = 1, .slots = 1, .members = 1, .alignment = 96}, -EINVAL},

@@ -7,10 +7,10 @@ typedef struct pool {
     shmt_atomic32 tries;
 } pool;
 
-static int take_token(shmt_segment *seg, void *arg, bool thorough) {
+static int take_token(shmt_segment *seg, void *arg, shmt_effort effort) {
     pool *p = arg;
     (void)seg;
-    (void)thorough;
+    (void)effort;
     shmt_add_relaxed(&p->tries, 1);
     uint32_t seen = shmt_load_seq_cst(&p->tokens);
     while (seen > 0) {
@@ -102,9 +102,9 @@ static void a_timeout_is_as_long_as_was_asked(void) {
     shmt_segment_drop(seg);
 }
 
-static int fails(shmt_segment *seg, void *arg, bool thorough) {
+static int fails(shmt_segment *seg, void *arg, shmt_effort effort) {
     (void)seg;
-    (void)thorough;
+    (void)effort;
     return *(int *)arg;
 }
 
@@ -411,8 +411,8 @@ static pool busy;
 static shmt_atomic32 busy_over;
 static shmt_atomic32 busy_taken;
 
-static int take_or_end(shmt_segment *seg, void *arg, bool thorough) {
-    int rc = take_token(seg, arg, thorough);
+static int take_or_end(shmt_segment *seg, void *arg, shmt_effort effort) {
+    int rc = take_token(seg, arg, effort);
     return rc == -EAGAIN && shmt_load_seq_cst(&busy_over) ? -ESHUTDOWN : rc;
 }
 

@@ -32,6 +32,7 @@ static int claims(uint32_t n, uint64_t *words, shmt_slot *first) {
     }
     J->claims = rc > 0 ? (uint32_t)rc : 0;
     J->claiming = 0;
+    J->refused += rc == -ESHUTDOWN;
     expect_rc(rc < 0 ? rc : 0, 0, -EAGAIN, -ESHUTDOWN, -EOWNERDEAD);
     return rc;
 }
@@ -251,6 +252,7 @@ static void waits_for_slot(void) {
     int rc = shmt_slot_claim(SEG, shmt_now_ns() + 10 * MS, &slot);
     J->claims = rc == 0;
     J->claiming = 0;
+    J->refused += rc == -ESHUTDOWN;
     expect_rc(rc, 0, -ETIMEDOUT, -ESHUTDOWN, -EOWNERDEAD);
     if (rc == 0) {
         expect_rc(shmt_slot_abort(SEG, &slot), 0, 0, 0, 0);
@@ -297,7 +299,7 @@ static const scenario scenarios[] = {
     {"reserve", as_writer, reserves, 3, 6, SHMT_GROW, 1, 0, true, false, PLAIN},
     {"shutdown", as_member, shuts_down, 3, 6, 0, 1, 0, false, false, PLAIN},
     {"wait_item", as_member, waits_for_item, 2, 6, 0, 0, 0, true, false, SPARSE},
-    {"wait_slot", as_member, waits_for_slot, 2, 6, 0, 2, 0, false, false, SPARSE},
+    {"wait_slot", as_member, waits_for_slot, 2, 6, 0, 2, 0, true, false, SPARSE},
 };
 #define N_SCENARIOS (sizeof scenarios / sizeof *scenarios)
 

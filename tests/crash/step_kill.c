@@ -151,8 +151,8 @@ static void late_drop(void) {
 static const scenario lost[] = {
     {"late_publish", writer_without_lock, late_publish, 3, 6, 0, 0, 0, true, false, PLAIN},
     {"late_abort", writer_without_lock, late_abort, 3, 6, 0, 0, 0, true, false, PLAIN},
-    {"late_release", reader_without_lock, late_release, 3, 6, 0, 1, 0, false, false, PLAIN},
-    {"late_drop", lessee_without_lock, late_drop, 3, 6, 0, 1, 0, false, false, PLAIN},
+    {"late_release", reader_without_lock, late_release, 3, 6, 0, 1, 0, true, false, PLAIN},
+    {"late_drop", lessee_without_lock, late_drop, 3, 6, 0, 1, 0, true, false, PLAIN},
 };
 #define N_LOST (sizeof lost / sizeof *lost)
 
