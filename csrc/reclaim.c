@@ -43,13 +43,14 @@ static int roll_forward(shmt_segment *seg, uint32_t id, const uint64_t *gens, ui
         if (gens[i] == UINT64_MAX) {
             continue;
         }
+        uint64_t word = shmt_load_seq_cst(&seg->slots[i].word); /* A1: the compare-and-swap in change() decides */
+        if (!shmt_word_is_ready(word) || shmt_word_owner(word) != id || shmt_word_gen(word) != gens[i]) {
+            continue; /* acquired since we looked: to push it now would only fill the ring with stale cells */
+        }
         if (!in_ring[i]) {
             rc = shmt_order_push(seg, i, gens[i]);
         }
-        uint64_t word = shmt_load_seq_cst(&seg->slots[i].word); /* A1: the compare-and-swap in change() decides */
-        if (shmt_word_is_ready(word) && shmt_word_owner(word) == id && shmt_word_gen(word) == gens[i]) {
-            shmt_slots_change(seg, i, word, shmt_word(shmt_word_state(word), 0, gens[i])); /* acquired: just as well */
-        }
+        shmt_slots_change(seg, i, word, shmt_word(shmt_word_state(word), 0, gens[i])); /* acquired: just as well */
     }
     return rc;
 }
@@ -136,8 +137,8 @@ int shmt_member_join(shmt_segment *seg) {
             shmt_store_relaxed(&seg->cursor, start); /* likewise */
             cpu_set_t usable;
             seg->cores = sched_getaffinity(0, sizeof usable, &usable) == 0 ? (uint32_t)CPU_COUNT(&usable) : 1;
-            count_lost(seg, id);
             rc = reclaim_member(seg, id); /* what the last holder of this byte left when it died */
+            count_lost(seg, id);
             shmt_member_announce(seg, id);
             /* M1 release: pairs with the acquire in shmt_enter(). Carries: lock_fd, member, cursor. */
             shmt_store_release(&seg->generation, shmt_fork_generation);

@@ -449,7 +449,7 @@ static void each_corrupt_field_is_refused(void) {
     }
     const uint64_t larger = 5000 * 2;
     CHECK_EQ(attach_changed(seg, GEO(slot_nbytes), &larger, 8), -EUCLEAN); /* more than the stride */
-    const uint32_t meta = SHMT_META_MAX + 1, meta_beyond = 100000, unknown = 16, all = UINT32_MAX;
+    const uint32_t meta = SHMT_META_MAX + 1, meta_beyond = 100000, unknown = 1u << 30, all = UINT32_MAX;
     CHECK_EQ(attach_changed(seg, GEO(meta_nbytes), &meta, 4), -EUCLEAN);
     CHECK_EQ(attach_changed(seg, GEO(meta_nbytes), &meta_beyond, 4), -EUCLEAN);
     CHECK_EQ(attach_changed(seg, GEO(flags), &unknown, 4), -EUCLEAN);

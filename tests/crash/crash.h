@@ -243,6 +243,7 @@ typedef struct child {
     pid_t pid;
     journal *j;
     bool alive, hung;
+    bool produced; /* had the producer's role when it died */
 } child;
 
 extern const char crash_begin[], crash_end[];
@@ -309,7 +310,7 @@ static bool child_stopped(child *c) {
 /* Forks a child, which gets ready and stops at the first marker. */
 static void child_start(child *c, world *w, uint64_t who, void (*prepare)(void), void (*body)(void)) {
     memset(c->j, 0, sizeof *c->j);
-    c->hung = false;
+    c->hung = c->produced = false;
     c->pid = fork();
     NEED(c->pid >= 0);
     if (c->pid == 0) {
@@ -725,7 +726,8 @@ static void check_items(world *w, child *const *children, uint32_t n, account *s
 }
 
 /* The figures, once nothing is held by anybody. `killed_reclaimer`: its last count may be missing. */
-static void check_figures(world *w, child *const *children, uint32_t n, const account *sum, bool killed_reclaimer) {
+static void check_figures(world *w, child *const *children, uint32_t n, const account *sum, bool killed_reclaimer,
+                          bool in_between) {
     shmt_stats s;
     NEED(shmt_stats_get(w->seg, &s) == 0);
     uint32_t alive = 1, claims = w->claims, refused = w->refused, slack = killed_reclaimer ? 1 : 0;
@@ -746,7 +748,9 @@ static void check_figures(world *w, child *const *children, uint32_t n, const ac
     LAW(generations >= least && generations <= least + refused, "generations moved by %" PRIu64 " for %u claims and %u redeliveries",
         generations, claims, sum->redeliveries);
     uint64_t pushes = s.publishes - w->stats.publishes;
-    LAW(pushes == sum->pushes + w->pushes, "%" PRIu64 " pushes instead of %u", pushes, sum->pushes + w->pushes);
+    /* A reclaimer that stands between its last look and its push repeats what others took meanwhile: one stale cell. */
+    LAW(pushes >= sum->pushes + w->pushes && pushes <= sum->pushes + w->pushes + (in_between ? 1 : 0),
+        "%" PRIu64 " pushes instead of %u", pushes, sum->pushes + w->pushes);
     LAW(s.reclaimed - w->stats.reclaimed <= n + (w->dead_member != 0) + slack, "%" PRIu64 " reclaimed of %u",
         s.reclaimed - w->stats.reclaimed, n);
 }
@@ -770,7 +774,19 @@ typedef struct ending {
     bool ended;    /* all producers are gone */
     bool by_death; /* fewer closed than were expected */
     bool killed_reclaimer; /* its last count may be missing, or be made twice */
+    bool in_between;       /* others acted while a reclaimer stood still */
 } ending;
+
+/* Killed between the count and the end of the role, a reclaimer leaves a producer that is counted twice. */
+static bool lost_twice(const world *w, child *const *children, uint32_t n) {
+    uint32_t dead = (w->dead_member != 0);
+    for (uint32_t c = 0; c < n; c++) {
+        dead += !children[c]->alive && children[c]->produced;
+    }
+    uint32_t lost = shmt_load_seq_cst(&w->seg->header->producers_lost);
+    LAW(lost <= dead + 1, "%u producers are counted as dead instead of %u", lost, dead);
+    return lost > dead;
+}
 
 /* Everything that must hold after the deaths: the children's journals are resolved. */
 static void check_all(world *w, child *const *children, uint32_t n, ending end) {
@@ -782,14 +798,14 @@ static void check_all(world *w, child *const *children, uint32_t n, ending end) 
     LAW(rc == 0, "a second reclaim: %d", rc);
     check_owners(w, children, n);
     drain(w);
-    if (end.exact) {
+    if (end.exact && !(end.killed_reclaimer && lost_twice(w, children, n))) {
         int expected = !end.ended ? -EAGAIN : end.by_death ? -EOWNERDEAD : -ESHUTDOWN;
         LAW(w->last == expected, "an empty acquire says %s instead of %s", strerror(-w->last), strerror(-expected));
     }
     account sum = {0};
     check_items(w, children, n, &sum);
     check_capacity(w);
-    check_figures(w, children, n, &sum, end.killed_reclaimer);
+    check_figures(w, children, n, &sum, end.killed_reclaimer, end.in_between);
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &finish);
     int64_t ns = (finish.tv_sec - begin.tv_sec) * 1000 * MS + finish.tv_nsec - begin.tv_nsec;
     LAW(ns < PATIENCE, "to settle this took %" PRId64 " ms", ns / MS);

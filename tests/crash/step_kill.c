@@ -38,13 +38,15 @@ static const mode modes[] = {
 };
 #define N_MODES (sizeof modes / sizeof *modes)
 
-static ending foretell(world *w, const scenario *s, const mode *m, const child *c, uint32_t closed_before) {
+static ending foretell(world *w, const scenario *s, const mode *m, child *c, uint32_t closed_before) {
     shmt_header *header = w->seg->header;
     uint32_t closed = shmt_load_seq_cst(&header->producers_closed), member = id_of_pid(w, c->pid);
     bool role = member != 0 && (shmt_load_seq_cst(&w->seg->records[member].roles) & SHMT_PRODUCER);
+    c->produced = role;
     bool shut = shmt_load_seq_cst(&header->shut) != 0;
     bool gone = closed > closed_before ? !c->alive || !role : !c->alive && role;
-    ending end = {.exact = !m->between, .killed_reclaimer = s->reclaimer && !c->alive};
+    ending end = {.exact = !m->between, .killed_reclaimer = s->reclaimer && !c->alive,
+                  .in_between = s->reclaimer && m->between};
     end.ended = shut || !s->producer || gone;
     end.by_death = !shut && closed < w->seg->geo.producers;
     return end;
