@@ -34,15 +34,15 @@ _Static_assert(sizeof(shmt_atomic32) == 4 && ATOMIC_INT_LOCK_FREE == 2, "32-bit 
 
 /* Compare-and-swap, strong; on failure *expected is what was found. The failure order is relaxed wherever the caller
  * looks again before it believes anything. */
-#define shmt_cas_relaxed(p, expected, desired)                                                                        \
+#define shmt_cas_relaxed(p, expected, desired)                                                                         \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_relaxed, memory_order_relaxed)
-#define shmt_cas_acquire(p, expected, desired)                                                                        \
+#define shmt_cas_acquire(p, expected, desired)                                                                         \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acquire, memory_order_relaxed)
-#define shmt_cas_release(p, expected, desired)                                                                        \
+#define shmt_cas_release(p, expected, desired)                                                                         \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_release, memory_order_relaxed)
-#define shmt_cas_acq_rel(p, expected, desired)                                                                        \
+#define shmt_cas_acq_rel(p, expected, desired)                                                                         \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_acq_rel, memory_order_acquire)
-#define shmt_cas_seq_cst(p, expected, desired)                                                                        \
+#define shmt_cas_seq_cst(p, expected, desired)                                                                         \
     atomic_compare_exchange_strong_explicit((p), (expected), (desired), memory_order_seq_cst, memory_order_seq_cst)
 
 /* One polite moment of a spin. */

@@ -49,12 +49,23 @@ void shmt_copy(void *to, const void *from, size_t nbytes) {
 static void copy_row(uint8_t *to, const uint8_t *from, int64_t count, int64_t stride, size_t itemsize) {
     for (int64_t i = 0; i < count; i++, to += itemsize, from += stride) {
         switch (itemsize) {
-        case 1: *to = *from; break;
-        case 2: memcpy(to, from, 2); break;
-        case 4: memcpy(to, from, 4); break;
-        case 8: memcpy(to, from, 8); break;
-        case 16: memcpy(to, from, 16); break;
-        default: memcpy(to, from, itemsize);
+        case 1:
+            *to = *from;
+            break;
+        case 2:
+            memcpy(to, from, 2);
+            break;
+        case 4:
+            memcpy(to, from, 4);
+            break;
+        case 8:
+            memcpy(to, from, 8);
+            break;
+        case 16:
+            memcpy(to, from, 16);
+            break;
+        default:
+            memcpy(to, from, itemsize);
         }
     }
 }

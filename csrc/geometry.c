@@ -9,8 +9,9 @@
  * shared memory is ever used: it is recomputed here and compared. */
 int shmt_geometry_place(shmt_geometry *geo) {
     const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP | SHMT_APART;
-    if ((geo->flags & ~known) != 0 || geo->slots > SHMT_SLOTS_MAX || geo->members < 1 || geo->members > SHMT_MEMBERS_MAX ||
-        geo->meta_nbytes > SHMT_META_MAX || geo->slot_nbytes > SHMT_NBYTES_MAX || geo->slot_stride > SHMT_NBYTES_MAX) {
+    if ((geo->flags & ~known) != 0 || geo->slots > SHMT_SLOTS_MAX || geo->members < 1 ||
+        geo->members > SHMT_MEMBERS_MAX || geo->meta_nbytes > SHMT_META_MAX || geo->slot_nbytes > SHMT_NBYTES_MAX ||
+        geo->slot_stride > SHMT_NBYTES_MAX) {
         return -EINVAL;
     }
     uint64_t ring = 0;

@@ -49,7 +49,7 @@ static int why_empty(shmt_segment *seg) {
  * left only ever produced. Before the first consumer has come, producers wait for it. */
 static int why_full(shmt_segment *seg) {
     uint32_t seen = shmt_load_seq_cst(&seg->header->consumers_seen); /* N4: before the roles, which come after it */
-    bool gone = seen != shmt_load_relaxed(&seg->told_consumers) &&  /* this process's own */
+    bool gone = seen != shmt_load_relaxed(&seg->told_consumers) &&   /* this process's own */
                 !(shmt_member_roles(seg) & (SHMT_CONSUMER | SHMT_IDLE)) && shmt_slots_all_ready(seg);
     if (gone) {
         shmt_store_relaxed(&seg->told_consumers, seen); /* likewise */
@@ -167,8 +167,8 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
         shmt_round_up(&want, 16 * SHMT_PAGE);
         want = want < seg->geo.slot_stride ? want : seg->geo.slot_stride;
         uint64_t from = have - have % SHMT_PAGE; /* killed after fallocate, the next owner does it again: no harm */
-        int rc = shmt_memory_reserve(seg->fd, seg->geo.data_offset + slot->index * seg->geo.slot_stride + from,
-                                     want - from);
+        int rc =
+            shmt_memory_reserve(seg->fd, seg->geo.data_offset + slot->index * seg->geo.slot_stride + from, want - from);
         if (rc == 0) {
             rc = shmt_memory_populate(slot->data + from, want - from);
         }
@@ -318,8 +318,9 @@ static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot
     if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
     }
-    int rc = wait_or_give_up(seg, try_acquire(seg, r, deadline_ns == 0 ? SHMT_FULL : SHMT_QUICK), &seg->header->ready_event, deadline_ns,
-                             try_acquire, r, offsetof(shmt_member_record, acquire_waits));
+    int rc =
+        wait_or_give_up(seg, try_acquire(seg, r, deadline_ns == 0 ? SHMT_FULL : SHMT_QUICK), &seg->header->ready_event,
+                        deadline_ns, try_acquire, r, offsetof(shmt_member_record, acquire_waits));
     if (rc <= 0) {
         return rc;
     }

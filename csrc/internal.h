@@ -39,16 +39,16 @@ struct shmt_segment {
     uint64_t *mapped; /* SHMT_GROW: bytes of each slot that this process has mapped */
     uint32_t spin_us;
     uint32_t ring_shift; /* log2 of geo.ring */
-    bool few_hot_slots; /* claim from index 0: large payloads stay in few warm slots */
+    bool few_hot_slots;  /* claim from index 0: large payloads stay in few warm slots */
 
     /* Membership of this process. */
     shmt_atomic32 generation; /* fork generation joined in; 0: not joined or closed (edge M1 publishes the rest) */
     shmt_atomic32 member;     /* 1..members */
     shmt_atomic32 roles;
-    shmt_atomic32 cursor;     /* where the next claim begins to look */
-    shmt_atomic64 read_seen;  /* a read_seq seen earlier: bounds how full the ring can be */
-    shmt_atomic32 reclaiming; /* one thread at a time; a thread lock of this process, never waited for */
-    uint32_t populated;       /* fork generation in which the reserved pages were mapped */
+    shmt_atomic32 cursor;         /* where the next claim begins to look */
+    shmt_atomic64 read_seen;      /* a read_seq seen earlier: bounds how full the ring can be */
+    shmt_atomic32 reclaiming;     /* one thread at a time; a thread lock of this process, never waited for */
+    uint32_t populated;           /* fork generation in which the reserved pages were mapped */
     shmt_atomic32 told_lost;      /* producers_lost, as far as this process was told of it */
     shmt_atomic32 told_consumers; /* consumers_seen, likewise when it was told that they are gone */
     shmt_atomic32 closed;
@@ -87,10 +87,10 @@ int shmt_geometry_place(shmt_geometry *geo);   /* recomputes what follows from t
 /* ---- names.c: files in /dev/shm ------------------------------------------------------------------------------------- */
 int shmt_name_path(const char *name, char *path, size_t size);
 int shmt_name_open(const char *path, int *fd);
-int shmt_name_born(int *fd);                       /* an unnamed file that can be given a name */
-int shmt_name_link(int fd, const char *path);      /* gives it the name, if nobody else has it */
-int shmt_name_linked(int fd);                      /* number of links, or -errno */
-bool shmt_name_is(const char *path, int fd);       /* does the path lead to this very file? */
+int shmt_name_born(int *fd);                  /* an unnamed file that can be given a name */
+int shmt_name_link(int fd, const char *path); /* gives it the name, if nobody else has it */
+int shmt_name_linked(int fd);                 /* number of links, or -errno */
+bool shmt_name_is(const char *path, int fd);  /* does the path lead to this very file? */
 /* 1: it was the last member's, removed. The lock on byte `keep` (0: none) stays. */
 int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members, uint32_t keep);
 
@@ -154,8 +154,6 @@ static inline int shmt_enter(shmt_segment *seg) {
     return shmt_member_join(seg);
 }
 
-static inline uint32_t shmt_me(const shmt_segment *seg) {
-    return shmt_load_relaxed(&seg->member); /* ordered by M1 */
-}
+static inline uint32_t shmt_me(const shmt_segment *seg) { return shmt_load_relaxed(&seg->member); /* ordered by M1 */ }
 
 #endif

@@ -35,8 +35,8 @@
 #define SHMT_LINE 64u
 #define SHMT_PAGE 4096u
 
-#define SHMT_SLOTS_MAX 65535u   /* the index has 16 bits in a ring cell */
-#define SHMT_MEMBERS_MAX 4095u  /* the owner has 12 bits in a slot word; 0 is nobody */
+#define SHMT_SLOTS_MAX 65535u  /* the index has 16 bits in a ring cell */
+#define SHMT_MEMBERS_MAX 4095u /* the owner has 12 bits in a slot word; 0 is nobody */
 #define SHMT_META_MAX (1u << 20)
 #define SHMT_NBYTES_MAX (UINT64_C(1) << 46)
 
@@ -119,15 +119,15 @@ typedef struct shmt_header {
     shmt_geometry geometry;
 
     /* Stream: rarely written, read by every claim. */
-    _Alignas(SHMT_PAIR) shmt_atomic32 shut;  /* 1: no more claims; set by shutdown or by the end of all producers */
-    shmt_atomic32 producers_closed;          /* producers that left of their own will */
-    shmt_atomic32 producers_lost;            /* producers that died */
-    shmt_atomic32 consumers_seen;            /* members that ever acquired */
-    shmt_atomic32 joined;                    /* members now, about: decides only how to spin */
-    shmt_atomic32 joins;                     /* members ever: spreads lock bytes */
-    shmt_atomic64 redelivered;               /* items handed out again after a consumer's death */
-    shmt_atomic64 dropped;                   /* items given up after SHMT_TRIES_MAX deaths, or by policy */
-    shmt_atomic64 reclaimed;                 /* dead members whose slots were taken back */
+    _Alignas(SHMT_PAIR) shmt_atomic32 shut; /* 1: no more claims; set by shutdown or by the end of all producers */
+    shmt_atomic32 producers_closed;         /* producers that left of their own will */
+    shmt_atomic32 producers_lost;           /* producers that died */
+    shmt_atomic32 consumers_seen;           /* members that ever acquired */
+    shmt_atomic32 joined;                   /* members now, about: decides only how to spin */
+    shmt_atomic32 joins;                    /* members ever: spreads lock bytes */
+    shmt_atomic64 redelivered;              /* items handed out again after a consumer's death */
+    shmt_atomic64 dropped;                  /* items given up after SHMT_TRIES_MAX deaths, or by policy */
+    shmt_atomic64 reclaimed;                /* dead members whose slots were taken back */
 
     _Alignas(SHMT_PAIR) shmt_atomic64 write_seq; /* first position not yet pushed, or a little behind it */
     _Alignas(SHMT_PAIR) shmt_atomic64 read_seq;  /* first position not yet acquired, or a little behind it */
@@ -151,8 +151,8 @@ typedef struct shmt_member_record {
 /* One cache line per slot: the word and what the consumer needs to know come in one miss. */
 typedef struct shmt_slot_header {
     _Alignas(SHMT_LINE) shmt_atomic64 word;
-    uint64_t nbytes;   /* of the published item */
-    uint64_t tag;      /* the producer's own number for the item */
+    uint64_t nbytes;        /* of the published item */
+    uint64_t tag;           /* the producer's own number for the item */
     shmt_atomic64 reserved; /* bytes of this slot's payload that may be touched; grows, shrinks only by trim */
     uint64_t spare[4];
 } shmt_slot_header;

@@ -64,9 +64,7 @@ int shmt_member_lock_any(shmt_segment *seg, int lock_fd, uint32_t *id) {
     return -EUSERS;
 }
 
-int shmt_member_try_lock(const shmt_segment *seg, uint32_t id) {
-    return lock_byte(seg->lock_fd, id, F_WRLCK) == 0;
-}
+int shmt_member_try_lock(const shmt_segment *seg, uint32_t id) { return lock_byte(seg->lock_fd, id, F_WRLCK) == 0; }
 
 void shmt_member_unlock(const shmt_segment *seg, uint32_t id) { lock_byte(seg->lock_fd, id, F_UNLCK); }
 
@@ -118,7 +116,8 @@ uint32_t shmt_member_roles(const shmt_segment *seg) {
     for (uint32_t id = 1; id <= seg->geo.members; id++) {
         /* N2 seq_cst: pairs with the role's N2 in handoff.c, which a producer sets before it looks at `shut`. */
         uint32_t roles = shmt_load_seq_cst(&seg->records[id].roles);
-        bool idle = roles == 0 && shmt_load_relaxed(&seg->records[id].pid) != 0; /* a hint: it may only prolong a wait */
+        bool idle =
+            roles == 0 && shmt_load_relaxed(&seg->records[id].pid) != 0; /* a hint: it may only prolong a wait */
         mask |= idle ? SHMT_IDLE : roles;
     }
     return mask;
@@ -144,7 +143,7 @@ int shmt_member_info_get(shmt_segment *seg, uint32_t id, shmt_member_info *out) 
     *out = (shmt_member_info){
         .id = id,
         .pid = pid,
-        .roles = shmt_load_relaxed(&record->roles),             /* diagnosis */
+        .roles = shmt_load_relaxed(&record->roles),                  /* diagnosis */
         .joined_ns = (int64_t)shmt_load_relaxed(&record->joined_ns), /* diagnosis */
         .alive = alive,
     };

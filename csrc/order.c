@@ -31,9 +31,9 @@ int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen) {
         if (shmt_cell_lap(seen) == ((lap - 1) & SHMT_LAP_MASK)) {
             /* Of the lap before: overwriting it is right only if it has been read. Live entries are at most `slots` and
              * stale ones at most as many, so a full ring is corruption. read_seen saves looking at the readers' line. */
-            if (p - shmt_load_relaxed(&seg->read_seen) >= ring) { /* a bound of this process, refreshed here */
+            if (p - shmt_load_relaxed(&seg->read_seen) >= ring) {  /* a bound of this process, refreshed here */
                 uint64_t r = shmt_load_seq_cst(&header->read_seq); /* O3: how far the readers are, at least */
-                shmt_store_relaxed(&seg->read_seen, r); /* a bound of this process */
+                shmt_store_relaxed(&seg->read_seen, r);            /* a bound of this process */
                 if ((int64_t)(p - r) >= (int64_t)ring) { /* r may be ahead of p: the one who pushed there rests */
                     if (shmt_load_seq_cst(&header->write_seq) != p) { /* O2: we looked at an old position */
                         continue;
@@ -48,7 +48,7 @@ int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen) {
                 return 0;
             }
         } else if (shmt_cell_lap(seen) == lap) {
-            shmt_cas_seq_cst(&header->write_seq, &p, p + 1); /* O2: help whoever pushed here and stopped */
+            shmt_cas_seq_cst(&header->write_seq, &p, p + 1);     /* O2: help whoever pushed here and stopped */
         } else if (shmt_load_seq_cst(&header->write_seq) == p) { /* O2: of neither lap, and nobody moved */
             return -EUCLEAN;
         }
@@ -62,7 +62,7 @@ int shmt_order_take(shmt_segment *seg, uint32_t n, uint64_t *words, uint32_t *fi
     const uint64_t ring = seg->geo.ring;
     uint32_t got = 0;
     for (uint32_t turn = 0; turn < TURNS_MAX; turn++) {
-        uint64_t r = shmt_load_seq_cst(&header->read_seq); /* O3: a stale value only costs a turn */
+        uint64_t r = shmt_load_seq_cst(&header->read_seq);              /* O3: a stale value only costs a turn */
         uint64_t seen = shmt_load_seq_cst(&seg->cells[r & (ring - 1)]); /* O1: acquires the push */
         uint32_t index = shmt_cell_index(seen);
         if (shmt_cell_lap(seen) != lap_of(seg, r)) {
@@ -120,7 +120,7 @@ void shmt_order_mark(shmt_segment *seg, const uint64_t *wanted, uint8_t *found) 
 }
 
 uint64_t shmt_order_length(shmt_segment *seg) {
-    uint64_t r = shmt_load_relaxed(&seg->header->read_seq); /* a figure for people, no order needed */
+    uint64_t r = shmt_load_relaxed(&seg->header->read_seq);  /* a figure for people, no order needed */
     uint64_t w = shmt_load_relaxed(&seg->header->write_seq); /* likewise */
     return w - r <= seg->geo.ring ? w - r : 0;
 }

@@ -104,14 +104,14 @@ static int reclaim_member(shmt_segment *seg, uint32_t id) {
  * counted twice, and none is waited for in vain. */
 static void count_lost(shmt_segment *seg, uint32_t id) {
     if (shmt_load_relaxed(&seg->records[id].roles) & SHMT_PRODUCER) { /* written by the holder of the byte only */
-        shmt_add_seq_cst(&seg->header->producers_lost, 1); /* N1: before the role goes */
+        shmt_add_seq_cst(&seg->header->producers_lost, 1);            /* N1: before the role goes */
     }
 }
 
 int shmt_member_join(shmt_segment *seg) {
     int rc = 0, lock_fd = -1;
     uint32_t id = 0;
-    shmt_registry_lock(); /* threads of this process, and fork */
+    shmt_registry_lock();                       /* threads of this process, and fork */
     if (shmt_load_relaxed(&seg->closed) != 0) { /* under the registry's lock */
         rc = -EBADF;
     } else if (shmt_load_relaxed(&seg->generation) != shmt_fork_generation) { /* under the registry's lock */
@@ -179,7 +179,7 @@ int shmt_reclaim(shmt_segment *seg) {
         taken += died;
     }
     shmt_store_release(&seg->reclaiming, 0); /* G1 */
-    if (taken > 0) { /* the end of the last producer is an event too */
+    if (taken > 0) {                         /* the end of the last producer is an event too */
         shmt_event_wake_all(&seg->header->ready_event);
     }
     return rc != 0 ? rc : taken;

@@ -27,8 +27,8 @@ static void in_child(void) {
             seg->lock_fd = -1;
         }
         shmt_store_relaxed(&seg->reclaiming, 0); /* the child has one thread */
-        shmt_store_relaxed(&seg->roles, 0);  /* likewise */
-        shmt_store_relaxed(&seg->member, 0); /* likewise: nobody, until it joins */
+        shmt_store_relaxed(&seg->roles, 0);      /* likewise */
+        shmt_store_relaxed(&seg->member, 0);     /* likewise: nobody, until it joins */
     }
     pthread_mutex_unlock(&mutex);
 }

@@ -34,7 +34,7 @@ static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *ba
     seg->few_hot_slots = geo->slot_nbytes >= LARGE_PAYLOAD || (geo->flags & SHMT_GROW);
     seg->lock_fd = -1;
     seg->cores = 1;
-    shmt_store_relaxed(&seg->refs, 1);                    /* nobody else knows this handle yet */
+    shmt_store_relaxed(&seg->refs, 1);                   /* nobody else knows this handle yet */
     shmt_store_relaxed(&seg->read_seen, geo->seq_first); /* likewise */
     if (name) {
         snprintf(seg->name, sizeof seg->name, "%s", name);
@@ -308,7 +308,8 @@ static int read_geometry(int fd, shmt_geometry *geo) {
         return -EPROTONOSUPPORT;
     }
     shmt_geometry again = *geo;
-    if (shmt_geometry_place(&again) != 0 || memcmp(&again, geo, sizeof again) != 0 || geo->total_nbytes != st.stx_size) {
+    if (shmt_geometry_place(&again) != 0 || memcmp(&again, geo, sizeof again) != 0 ||
+        geo->total_nbytes != st.stx_size) {
         return -EUCLEAN;
     }
     /* Nothing is touched that is not reserved: a flag that lies must not make us fill a sparse file. */

@@ -50,17 +50,17 @@ typedef struct shmt_config {
     uint32_t slots;       /* 0: a plain segment without hand-off; at most 65,535 */
     uint32_t members;     /* how many may take part at once; at most 4,095 */
     uint32_t flags;
-    uint32_t producers;   /* this many producers must have closed before the stream ends by itself; 0: never */
-    uint32_t alignment;   /* of each slot's payload: a power of two up to a page; 0: two cache lines or a page, by size */
-    uint64_t seq_first;   /* for tests: where the sequence numbers and generations begin */
-    const void *meta;     /* stored for whoever attaches */
+    uint32_t producers; /* this many producers must have closed before the stream ends by itself; 0: never */
+    uint32_t alignment; /* of each slot's payload: a power of two up to a page; 0: two cache lines or a page, by size */
+    uint64_t seq_first; /* for tests: where the sequence numbers and generations begin */
+    const void *meta;   /* stored for whoever attaches */
     uint32_t meta_nbytes;
 } shmt_config;
 
 typedef struct shmt_info {
-    const char *name;    /* NULL if anonymous */
-    const void *meta;    /* in the mapping: shared, so check what you parse */
-    uint8_t *data;       /* first payload byte */
+    const char *name; /* NULL if anonymous */
+    const void *meta; /* in the mapping: shared, so check what you parse */
+    uint8_t *data;    /* first payload byte */
     uint64_t data_nbytes;
     uint64_t total_nbytes;
     uint64_t slot_nbytes;
@@ -121,12 +121,12 @@ int shmt_reclaim(shmt_segment *seg);
 /* ---- slots: claim, publish or abort; acquire, release ------------------------------------------------------------------ */
 
 typedef struct shmt_slot {
-    uint8_t *data;     /* the slot's first payload byte */
-    uint64_t word;     /* proof of ownership: the slot word as it stands while the slot is held */
-    uint64_t nbytes;   /* acquired: bytes of the item. Claimed: bytes that may be touched now */
-    uint64_t tag;      /* acquired: the producer's number for the item */
-    uint32_t index;    /* 0..slots-1 */
-    uint32_t tries;    /* acquired: how often the item was redelivered */
+    uint8_t *data;       /* the slot's first payload byte */
+    uint64_t word;       /* proof of ownership: the slot word as it stands while the slot is held */
+    uint64_t nbytes;     /* acquired: bytes of the item. Claimed: bytes that may be touched now */
+    uint64_t tag;        /* acquired: the producer's number for the item */
+    uint32_t index;      /* 0..slots-1 */
+    uint32_t tries;      /* acquired: how often the item was redelivered */
     uint32_t generation; /* fork generation: in a forked child a parent's slot is lost (-ESTALE) */
 } shmt_slot;
 
@@ -139,7 +139,8 @@ int shmt_slot_claim_many(shmt_segment *seg, uint32_t n, int64_t deadline_ns, uin
 /* Makes at least `nbytes` of the claimed slot safe to touch. */
 int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes);
 int shmt_slot_publish(shmt_segment *seg, const shmt_slot *slot, uint64_t nbytes, uint64_t tag);
-int shmt_slot_publish_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n, uint64_t nbytes);
+int shmt_slot_publish_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n,
+                           uint64_t nbytes);
 int shmt_slot_abort(shmt_segment *seg, const shmt_slot *slot);
 int shmt_slot_abort_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n);
 
@@ -169,8 +170,8 @@ uint32_t shmt_lease_count(const shmt_lease *lease);
 void shmt_shutdown(shmt_segment *seg);
 
 typedef struct shmt_stats {
-    uint64_t claims;    /* since creation */
-    uint64_t publishes; /* items pushed; a redelivery counts again */
+    uint64_t claims;                        /* since creation */
+    uint64_t publishes;                     /* items pushed; a redelivery counts again */
     uint64_t free, writing, ready, reading; /* slots now; each word is read once, not all at one instant */
     uint64_t claim_waits, acquire_waits, spins, sleeps, wakes; /* of the members that have not left */
     uint64_t ready_high;                                       /* most items waiting, sampled every 64 publishes */

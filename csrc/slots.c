@@ -107,7 +107,9 @@ int shmt_slot_info_get(shmt_segment *seg, uint32_t index, shmt_slot_info *out) {
     uint64_t word = shmt_load_relaxed(&seg->slots[index].word); /* diagnosis: a moment's picture */
     uint32_t state = shmt_word_state(word);
     *out = (shmt_slot_info){
-        .state = shmt_word_is_reading(word) ? 3 : shmt_word_is_ready(word) ? 2 : state == SHMT_WRITING,
+        .state = shmt_word_is_reading(word) ? 3
+                 : shmt_word_is_ready(word) ? 2
+                                            : state == SHMT_WRITING,
         .owner = shmt_word_owner(word),
         .gen = shmt_word_gen(word),
     };

@@ -20,14 +20,14 @@ int shmt_stats_get(shmt_segment *seg, shmt_stats *out) {
         .shut = shmt_load_relaxed(&header->shut),                            /* a figure */
     };
     for (uint32_t i = 0; i < geo->slots; i++) {
-        uint64_t word = shmt_load_relaxed(&seg->slots[i].word); /* a figure */
+        uint64_t word = shmt_load_relaxed(&seg->slots[i].word);         /* a figure */
         uint64_t reserved = shmt_load_relaxed(&seg->slots[i].reserved); /* a figure */
         s.claims += (shmt_word_gen(word) - geo->seq_first) & SHMT_GEN_MASK;
         s.reserved_nbytes += reserved < geo->slot_stride ? reserved : geo->slot_stride;
-        uint64_t *state = shmt_word_is_reading(word)                  ? &s.reading
-                          : shmt_word_is_ready(word)                  ? &s.ready
+        uint64_t *state = shmt_word_is_reading(word)              ? &s.reading
+                          : shmt_word_is_ready(word)              ? &s.ready
                           : shmt_word_state(word) == SHMT_WRITING ? &s.writing
-                                                                      : &s.free;
+                                                                  : &s.free;
         ++*state;
     }
     s.claims -= s.redelivered; /* a redelivery moves the generation too */

@@ -239,7 +239,8 @@ cdef class Segment:
         cdef const shmt_info *info = shmt_segment_info(self.open_seg())
         return {
             "data_nbytes": info.data_nbytes, "slot_nbytes": info.slot_nbytes, "slot_stride": info.slot_stride,
-            "identity": info.identity, "slots": info.slots, "members": info.members, "flags": info.flags, "apart": bool(info.flags & SHMT_APART),
+            "identity": info.identity, "slots": info.slots, "members": info.members, "flags": info.flags,
+            "apart": bool(info.flags & SHMT_APART),
         }
 
     @property

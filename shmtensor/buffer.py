@@ -28,8 +28,8 @@ class TensorBuffer(Buffer):
     """A fixed number of slots in shared memory through which producers hand items to consumers, in any process.
 
     An item is what the spec says: one array, or a dict of them. A producer claims a slot, fills it and publishes it; a
-    consumer acquires the oldest published item, uses it in place and releases it. Nothing is copied but what the producer
-    writes, and while neither side has to sleep no system call is made.
+    consumer acquires the oldest published item, uses it in place and releases it. Nothing is copied but what the
+    producer writes, and while neither side has to sleep no system call is made.
 
     Order is first in, first out by publication. Every item goes to one consumer. Slots may be released in any order.
     """
@@ -56,8 +56,8 @@ class TensorBuffer(Buffer):
         """Creates a buffer and joins it.
 
         Args:
-            spec: ``(shape, dtype)``, or a (nested) dict of name -> ``(shape, dtype)``, or a Spec. A dimension may be None:
-                then it may differ from item to item, up to ``Field(shape, dtype, max_shape)`` or without bound.
+            spec: ``(shape, dtype)``, or a (nested) dict of name -> ``(shape, dtype)``, or a Spec. A dimension may be
+                None: then it may differ from item to item, up to ``Field(shape, dtype, max_shape)`` or without bound.
             slots: how many items there can be at once, those being written and read included; 1..65535.
             name: under which unrelated processes of this user may attach; None (default): anonymous, for children and
                 whoever is sent the buffer.
@@ -225,7 +225,8 @@ class TensorBuffer(Buffer):
 
     def _timed_out(self, verb: str, timeout: float) -> TimeoutError:
         s = self.stats()
-        state = f"{self.slots} slots: {s['free']} free, {s['writing']} claimed, {s['ready']} published, {s['reading']} acquired"
+        counts = f"{s['free']} free, {s['writing']} claimed, {s['ready']} published, {s['reading']} acquired"
+        state = f"{self.slots} slots: {counts}"
         if verb == "claim":
             likely = (
                 "consumers keep what they acquired: release it, copy it, or raise slots="

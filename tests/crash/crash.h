@@ -509,6 +509,7 @@ static bool child_goto(child *c, const trace *t, uint32_t k) {
         }
     }
     now.rip = child_rip(c);
+if(now.rip != t->at[k].rip){char a[300],b[300];where(now.rip,a,300);where(t->at[k].rip,b,300);printf("drift k %u from %u visit %u: at %s, not %s\n",k,from,t->at[from].visit,a,b);}
     now.drifted += now.rip != t->at[k].rip; /* a clock was read, say: still a point, only another one */
     return true;
 }

@@ -275,8 +275,8 @@ static void sleeper_point(world *w, const scenario *s, void (*sleep)(world *, jo
     bool item = sleep == sleeps_for_item;
     resolve(w, c->j);
     const bool done = item ? c->j->n_pub > 0 && c->j->pub[0].rc == 0 : c->j->con[0].done && c->j->con[0].rc == 0;
-    if (!done && item) { /* then another publishes, or there is nobody left who could */
-        put_between(w);
+    if (!done && item) { /* then another publishes; or the slot is the dead one's, and nobody is left who could */
+        shmt_word_state(word_of(w, 0)) == SHMT_FREE ? put_between(w) : (void)0;
     } else if (!done) { /* then another consumes what the dead one held */
         shmt_reclaim(w->seg);
         drain(w);
