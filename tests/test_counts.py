@@ -446,7 +446,7 @@ def test_an_idle_waiter_sleeps(crew: Crew, verb: str) -> None:
 def test_a_publish_wakes_one_sleeper(crew: Crew) -> None:
     """Of four consumers that sleep, each item wakes one: a herd would wake four times as often."""
     count, consumers = 60, 4
-    with st.TensorBuffer.create(NUMBER, slots=2, spin_us=0) as buffer:
+    with st.TensorBuffer.create(NUMBER, slots=count, spin_us=0) as buffer:
 
         def child(connection: Connection) -> None:
             for item in buffer:

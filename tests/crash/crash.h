@@ -168,7 +168,7 @@ typedef struct world {
     uint8_t *image;
     uint64_t *mapped;
     shmt_stats stats;
-    uint32_t producers_gone; /* closed or dead, of the state before */
+    uint32_t closed; /* producers, of the state before */
     uint32_t dead_member;
     uint32_t n_prior;
     prior_item prior[8];
@@ -216,6 +216,7 @@ static void world_keep(world *w) {
     memcpy(w->mapped, w->seg->mapped, w->seg->geo.slots * sizeof *w->mapped);
     world_copy(w, false);
     w->handle = *w->seg;
+    w->closed = shmt_load_seq_cst(&w->seg->header->producers_closed);
     NEED(shmt_stats_get(w->seg, &w->stats) == 0);
 }
 
@@ -384,8 +385,27 @@ typedef struct trace_point {
 
 typedef struct trace {
     trace_point *at; /* at[k]: after k instructions */
-    uint32_t n, room; /* the last point is n - 1 */
+    uint32_t n;      /* the last point is n - 1 */
+    uint8_t *before;
 } trace;
+
+#define TRACE_MAX (1u << 20)
+
+/* Not from the heap: every child inherits ours, and must find it as the first one did to go the same way. */
+static void *map_private(size_t nbytes) {
+    void *at = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    NEED(at != MAP_FAILED);
+    return at;
+}
+
+static void trace_begin(trace *t) {
+    *t = (trace){.at = map_private(TRACE_MAX * sizeof *t->at), .before = map_private(1u << 20)};
+}
+
+static void trace_end(trace *t) {
+    munmap(t->at, TRACE_MAX * sizeof *t->at);
+    munmap(t->before, 1u << 20);
+}
 
 /* What kind of instruction stands at `rip`; a child has the same text as we do. */
 static uint32_t kind_of_code(uint64_t rip) {
@@ -414,10 +434,7 @@ static bool text_is_readable(uint64_t rip) {
 }
 
 static void trace_add(trace *t, uint64_t rip, uint32_t flags) {
-    if (t->n == t->room) {
-        t->room = t->room ? 2 * t->room : 1024;
-        NEED((t->at = realloc(t->at, t->room * sizeof *t->at)) != NULL);
-    }
+    NEED(t->n < TRACE_MAX);
     uint32_t visit = 0;
     for (uint32_t k = t->n; k-- > 0;) {
         if (t->at[k].rip == rip) {
@@ -432,8 +449,9 @@ static void trace_add(trace *t, uint64_t rip, uint32_t flags) {
 
 /* Steps a started child to its end. `w` may be NULL: then only system calls are told apart. */
 static bool trace_record(trace *t, child *c, world *w) {
-    uint8_t *before = w ? malloc(w->seg->geo.data_offset) : NULL;
+    uint8_t *before = t->before;
     t->n = 0;
+    NEED(!w || w->seg->geo.data_offset <= 1u << 20);
     if (w) {
         memcpy(before, w->seg->base, w->seg->geo.data_offset);
     }
@@ -449,7 +467,6 @@ static bool trace_record(trace *t, child *c, world *w) {
             flags |= CHANGED;
         }
     }
-    free(before);
     return c->alive;
 }
 
@@ -467,9 +484,10 @@ static void poke_byte(const child *c, uint64_t at, uint8_t byte) {
     NEED(ptrace(PTRACE_POKETEXT, c->pid, (void *)(uintptr_t)base, (void *)(uintptr_t)word) == 0); // NOLINT
 }
 
-/* Brings a freshly started child to point k of the trace: by a breakpoint at a place from which few steps are left. */
-static bool child_goto(child *c, const trace *t, uint32_t k) {
-    uint32_t best = k, from = 0; /* stepping all the way */
+/* Brings a freshly started child to point k of the trace: by a breakpoint at a place from which few steps are left, or by
+ * `steps_only`, which counts. */
+static bool child_goto(child *c, const trace *t, uint32_t k, bool steps_only) {
+    uint32_t best = steps_only ? 0 : k, from = 0;
     for (uint32_t m = k + 2 < t->n ? k : k - (k + 3 - t->n); m > 0 && k - m < best; m--) { /* the last step is the marker */
         uint32_t cost = k - m + 4 + 4 * t->at[m].visit;
         if (cost < best) {
@@ -509,8 +527,6 @@ static bool child_goto(child *c, const trace *t, uint32_t k) {
         }
     }
     now.rip = child_rip(c);
-if(now.rip != t->at[k].rip){char a[300],b[300];where(now.rip,a,300);where(t->at[k].rip,b,300);printf("drift k %u from %u visit %u: at %s, not %s\n",k,from,t->at[from].visit,a,b);}
-    now.drifted += now.rip != t->at[k].rip; /* a clock was read, say: still a point, only another one */
     return true;
 }
 
@@ -726,12 +742,12 @@ static void check_items(world *w, child *const *children, uint32_t n, account *s
     }
 }
 
-/* The figures, once nothing is held by anybody. `killed_reclaimer`: its last count may be missing. */
-static void check_figures(world *w, child *const *children, uint32_t n, const account *sum, bool killed_reclaimer,
-                          bool in_between) {
+/* The figures, once nothing is held by anybody. `slack`: killed reclaimers, each of whose last count may be missing. */
+static void check_figures(world *w, child *const *children, uint32_t n, const account *sum, uint32_t slack,
+                          uint32_t in_between) {
     shmt_stats s;
     NEED(shmt_stats_get(w->seg, &s) == 0);
-    uint32_t alive = 1, claims = w->claims, refused = w->refused, slack = killed_reclaimer ? 1 : 0;
+    uint32_t alive = 1, claims = w->claims, refused = w->refused;
     for (uint32_t c = 0; c < n; c++) {
         alive += children[c]->alive && id_of_pid(w, children[c]->pid) != 0;
         claims += children[c]->j->claims;
@@ -749,8 +765,8 @@ static void check_figures(world *w, child *const *children, uint32_t n, const ac
     LAW(generations >= least && generations <= least + refused, "generations moved by %" PRIu64 " for %u claims and %u redeliveries",
         generations, claims, sum->redeliveries);
     uint64_t pushes = s.publishes - w->stats.publishes;
-    /* A reclaimer that stands between its last look and its push repeats what others took meanwhile: one stale cell. */
-    LAW(pushes >= sum->pushes + w->pushes && pushes <= sum->pushes + w->pushes + (in_between ? 1 : 0),
+    /* `in_between`: a reclaimer that stood between its last look and its push repeats what others took: one stale cell. */
+    LAW(pushes >= sum->pushes + w->pushes && pushes <= sum->pushes + w->pushes + in_between,
         "%" PRIu64 " pushes instead of %u", pushes, sum->pushes + w->pushes);
     LAW(s.reclaimed - w->stats.reclaimed <= n + (w->dead_member != 0) + slack, "%" PRIu64 " reclaimed of %u",
         s.reclaimed - w->stats.reclaimed, n);
@@ -774,8 +790,8 @@ typedef struct ending {
     bool exact;    /* the end of the stream is foretold */
     bool ended;    /* all producers are gone */
     bool by_death; /* fewer closed than were expected */
-    bool killed_reclaimer; /* its last count may be missing, or be made twice */
-    bool in_between;       /* others acted while a reclaimer stood still */
+    uint32_t killed_reclaimers; /* its last count may be missing, or be made twice */
+    uint32_t in_between;        /* others acted while a reclaimer stood still */
 } ending;
 
 /* Killed between the count and the end of the role, a reclaimer leaves a producer that is counted twice. */
@@ -799,14 +815,14 @@ static void check_all(world *w, child *const *children, uint32_t n, ending end) 
     LAW(rc == 0, "a second reclaim: %d", rc);
     check_owners(w, children, n);
     drain(w);
-    if (end.exact && !(end.killed_reclaimer && lost_twice(w, children, n))) {
+    if (end.exact && !(end.killed_reclaimers && lost_twice(w, children, n))) {
         int expected = !end.ended ? -EAGAIN : end.by_death ? -EOWNERDEAD : -ESHUTDOWN;
         LAW(w->last == expected, "an empty acquire says %s instead of %s", strerror(-w->last), strerror(-expected));
     }
     account sum = {0};
     check_items(w, children, n, &sum);
     check_capacity(w);
-    check_figures(w, children, n, &sum, end.killed_reclaimer, end.in_between);
+    check_figures(w, children, n, &sum, end.killed_reclaimers, end.in_between);
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &finish);
     int64_t ns = (finish.tv_sec - begin.tv_sec) * 1000 * MS + finish.tv_nsec - begin.tv_nsec;
     LAW(ns < PATIENCE, "to settle this took %" PRId64 " ms", ns / MS);
@@ -863,7 +879,7 @@ static int finish_up(void) {
 static void report_end(void) {
     printf("%-18s %-9s %-24s %7" PRIu64 " points %6" PRIu64 " failures", now.scenario, now.wrap, now.mode, now.points,
            now.failures);
-    now.drifted ? printf(" (%" PRIu64 " drifted)\n", now.drifted) : printf("\n");
+    now.drifted ? printf(" (%" PRIu64 " by steps)\n", now.drifted) : printf("\n");
     fflush(stdout);
     now.all_points += now.points;
     now.all_failures += now.failures;
