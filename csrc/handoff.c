@@ -59,12 +59,13 @@ static int why_full(shmt_segment *seg) {
 
 static void take_role(shmt_segment *seg, uint32_t role) {
     if (SHMT_UNLIKELY((shmt_load_relaxed(&seg->roles) & role) == 0)) { /* written by this process only */
-        shmt_or_relaxed(&seg->roles, role);                            /* likewise */
         /* N2 seq_cst: a producer is known before it looks at `shut` for the first time. */
         shmt_or_seq_cst(&shmt_member_mine(seg)->roles, role);
         if (role == SHMT_CONSUMER) {
             shmt_add_seq_cst(&seg->header->consumers_seen, 1); /* N4: whoever reads this count finds the role */
         }
+        /* This process's own, and last: another thread that sees it need not do the above. */
+        shmt_or_relaxed(&seg->roles, role);
     }
 }
 

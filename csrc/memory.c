@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -21,7 +20,7 @@
 /* tmpfs used to undo a whole fallocate on any pending signal, so a periodic timer could starve one big call for ever. */
 #define RESERVE_CHUNK (UINT64_C(64) << 20)
 /* Left to the rest of the machine; a reservation below the first figure is not worth reading five files for. */
-#define CHECK_FROM (UINT64_C(4) << 20)
+#define CHECK_FROM (UINT64_C(64) << 10)
 #define MARGIN (UINT64_C(64) << 20)
 
 int64_t shmt_now_ns(void) {
@@ -50,9 +49,19 @@ static uint64_t number_after(const char *text, const char *key, uint64_t otherwi
     size_t length = strlen(key);
     for (const char *line = text; line && *line; line = strchr(line, '\n'), line += line != NULL) {
         if (strncmp(line, key, length) == 0) {
-            char *end;
-            uint64_t value = strtoull(line + length, &end, 10);
-            return end == line + length ? otherwise : value;
+            const char *digit = line + length + strspn(line + length, " \t");
+            uint64_t value = 0;
+            if (*digit < '0' || *digit > '9') {
+                return otherwise;
+            }
+            /* By hand: a recent glibc gives strtoull a version that older ones lack. */
+            for (; *digit >= '0' && *digit <= '9'; digit++) {
+                if (__builtin_mul_overflow(value, 10, &value) ||
+                    __builtin_add_overflow(value, (uint64_t)(*digit - '0'), &value)) {
+                    return UINT64_MAX;
+                }
+            }
+            return value;
         }
     }
     return otherwise;

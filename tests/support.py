@@ -63,14 +63,14 @@ def segment_fds() -> list[str]:
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{fd}")
-            if "memfd:shmtensor" in target or target.startswith("/dev/shm/"):
+            if "memfd:shmtensor" in target or target.startswith("/dev/shm/shmtensor."):
                 found.append(target)
     return found
 
 
 def segment_maps() -> list[str]:
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return [line for line in lines if "memfd:shmtensor" in line or "/dev/shm/" in line]
+    return [line for line in lines if "memfd:shmtensor" in line or "/dev/shm/shmtensor." in line]
 
 
 def own_files() -> set[str]:
