@@ -1,6 +1,6 @@
 /* internal.h - the handle, and what each room offers the rooms after it. The order of the sections is the order of the
- * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, reclaim. A file uses only what stands
- * above its own section. */
+ * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, reclaim, lifecycle. A file uses only
+ * what stands above its own section. */
 #ifndef SHMT_INTERNAL_H
 #define SHMT_INTERNAL_H
 
@@ -102,13 +102,18 @@ void shmt_registry_lock(void);
 void shmt_registry_unlock(void);
 
 /* ---- segment.c ------------------------------------------------------------------------------------------------------------ */
-/* A second member of this process over the same mapping; how threads play processes under ThreadSanitizer. */
-int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out);
-
+int shmt_segment_make(const shmt_config *config, const shmt_geometry *wish, shmt_segment **out);
+int shmt_segment_open(int fd, const char *name, shmt_segment **out); /* takes over `fd`, on failure too */
+int shmt_segment_handle(const shmt_geometry *geo, uint8_t *base, int fd, const char *name, shmt_segment **out);
+void shmt_segment_free(shmt_segment *seg);
 /* Maps what is reserved, if the creator wanted that. */
 int shmt_segment_populate(const shmt_geometry *geo, uint8_t *base);
 
 /* ---- members.c: lock bytes ------------------------------------------------------------------------------------------------ */
+static inline uint32_t shmt_me(const shmt_segment *seg) {
+    /* ordered by M1 */
+    return shmt_load_relaxed(&seg->member);
+}
 int shmt_member_lock_any(shmt_segment *seg, int lock_fd, uint32_t *id);
 int shmt_member_try_lock(const shmt_segment *seg, uint32_t id); /* 1 locked: its member was dead; 0 alive */
 void shmt_member_unlock(const shmt_segment *seg, uint32_t id);
@@ -154,6 +159,8 @@ static inline int shmt_enter(shmt_segment *seg) {
     return shmt_member_join(seg);
 }
 
-static inline uint32_t shmt_me(const shmt_segment *seg) { return shmt_load_relaxed(&seg->member); /* ordered by M1 */ }
+/* ---- lifecycle.c: create, attach, close --------------------------------------------------------------------------- */
+/* A second member of this process over the same mapping; how threads play processes under ThreadSanitizer. */
+int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out);
 
 #endif

@@ -124,28 +124,3 @@ uint32_t shmt_member_roles(const shmt_segment *seg) {
 }
 
 uint32_t shmt_member_id(const shmt_segment *seg) { return shmt_me(seg); }
-
-int shmt_member_info_get(shmt_segment *seg, uint32_t id, shmt_member_info *out) {
-    int rc = shmt_enter(seg);
-    if (rc != 0) {
-        return rc;
-    }
-    if (id < 1 || id > seg->geo.members) {
-        return -EINVAL;
-    }
-    const shmt_member_record *record = &seg->records[id];
-    struct flock byte = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)id, .l_len = 1};
-    bool alive = id == shmt_me(seg) || (fcntl(seg->lock_fd, F_OFD_GETLK, &byte) == 0 && byte.l_type != F_UNLCK);
-    uint32_t pid = shmt_load_relaxed(&record->pid); /* diagnosis: a torn picture of a coming and going member is fine */
-    if (!alive && pid == 0) {
-        return -ENOENT;
-    }
-    *out = (shmt_member_info){
-        .id = id,
-        .pid = pid,
-        .roles = shmt_load_relaxed(&record->roles),                  /* diagnosis */
-        .joined_ns = (int64_t)shmt_load_relaxed(&record->joined_ns), /* diagnosis */
-        .alive = alive,
-    };
-    return 0;
-}

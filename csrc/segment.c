@@ -1,4 +1,4 @@
-/* segment.c - create, attach, validate, close: one mapping of one file, knowing nothing of what the slots are for. */
+/* segment.c - one mapping of one file: made, opened, validated; knowing nothing of members and slots. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -56,7 +56,7 @@ static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *ba
     };
 }
 
-static int new_handle(const shmt_geometry *geo, uint8_t *base, int fd, const char *name, shmt_segment **out) {
+int shmt_segment_handle(const shmt_geometry *geo, uint8_t *base, int fd, const char *name, shmt_segment **out) {
     shmt_segment *seg = calloc(1, sizeof *seg);
     shmt_lease *leases = calloc(geo->slots + 1, sizeof *leases);
     uint64_t *mapped = calloc(geo->slots + 1, sizeof *mapped);
@@ -82,25 +82,9 @@ static int new_handle(const shmt_geometry *geo, uint8_t *base, int fd, const cha
     return 0;
 }
 
-/* The last member out takes the name along. In a forked child that never joined there is no lock_fd, so a child's copy of
- * a handle removes nothing. */
-static void remove_name_if_last(const shmt_segment *seg) {
-    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
-    if (seg->info.name && seg->lock_fd >= 0 && shmt_name_path(seg->name, path, sizeof path) == 0) {
-        shmt_name_remove_if_last(seg->lock_fd, path, seg->geo.members, shmt_load_relaxed(&seg->member)); /* our own */
-    }
-}
-
-/* The end of a handle whose last reference is gone, or that never came to life. */
-static void destroy(shmt_segment *seg) {
-    shmt_registry_lock(); /* a child forked off meanwhile would keep the lock, not knowing that it has it */
-    remove_name_if_last(seg);
-    shmt_member_leave(seg);
-    shmt_registry_unlock();
+void shmt_segment_free(shmt_segment *seg) {
     shmt_registry_remove(seg);
-    if (seg->origin) {
-        shmt_segment_drop(seg->origin);
-    } else {
+    if (!seg->origin) {
         munmap(seg->base, seg->geo.total_nbytes);
         close(seg->fd);
     }
@@ -148,7 +132,14 @@ static int advise(const shmt_geometry *geo, uint8_t *base) {
     return shmt_segment_populate(&now, base);
 }
 
-/* ---- create --------------------------------------------------------------------------------------------------------------- */
+/* ---- make: a file of our own -------------------------------------------------------------------------------------- */
+
+static void give_up(int fd, uint8_t *base, uint64_t nbytes) {
+    if (base) {
+        munmap(base, nbytes);
+    }
+    close(fd);
+}
 
 static int anonymous_file(int *out) {
     /* By number: glibc before 2.27 has no wrapper. NOEXEC_SEAL since Linux 6.3, and asked for by vm.memfd_noexec. */
@@ -226,25 +217,14 @@ static void initialise(uint8_t *base, shmt_geometry *geo, const shmt_config *con
     shmt_store_release(&header->magic, SHMT_MAGIC);
 }
 
-int shmt_segment_create(const shmt_config *config, shmt_segment **out) {
-    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
-    shmt_geometry geo = {0};
-    int rc = shmt_geometry_plan(config, &geo);
-    if (rc == 0 && config->name) {
-        rc = shmt_name_path(config->name, path, sizeof path);
-    }
-    if (rc == 0 && config->name) {
-        shmt_sweep(false, NULL, NULL); /* what the dead left behind, under this name or another */
-    }
-    int fd = -1;
-    if (rc == 0) {
-        rc = config->name ? shmt_name_born(&fd) : anonymous_file(&fd);
-    }
+int shmt_segment_make(const shmt_config *config, const shmt_geometry *wish, shmt_segment **out) {
+    shmt_geometry geo = *wish;
+    uint8_t *base = NULL;
+    shmt_segment *seg = NULL;
+    int fd = -1, rc = config->name ? shmt_name_born(&fd) : anonymous_file(&fd);
     if (rc != 0) {
         return rc;
     }
-    uint8_t *base = NULL;
-    shmt_segment *seg = NULL;
     rc = size_and_map(fd, &geo, &base);
     if (rc == 0 && !config->name && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         rc = -errno;
@@ -257,31 +237,20 @@ int shmt_segment_create(const shmt_config *config, shmt_segment **out) {
     }
     if (rc == 0) {
         initialise(base, &geo, config);
-        rc = new_handle(&geo, base, fd, config->name, &seg);
+        rc = shmt_segment_handle(&geo, base, fd, config->name, &seg);
     }
-    if (!seg) {
-        if (base) {
-            munmap(base, geo.total_nbytes);
-        }
-        close(fd); /* no name yet: the kernel takes the memory back */
+    if (rc != 0) {
+        give_up(fd, base, geo.total_nbytes); /* no name yet: the kernel takes the memory back */
         return rc;
     }
     for (uint32_t i = 0; i < geo.slots; i++) {
         seg->mapped[i] = geo.slot_nbytes;
     }
-    rc = shmt_member_join(seg);
-    if (rc == 0 && config->name) {
-        rc = shmt_name_link(fd, path);
-    }
-    if (rc != 0) {
-        destroy(seg);
-        return rc;
-    }
     *out = seg;
     return 0;
 }
 
-/* ---- attach ---------------------------------------------------------------------------------------------------------------- */
+/* ---- open: a file that somebody else made ---------------------------------------------------------------------- */
 
 /* Copies the header once, believes nothing in it that is not recomputed, and never reads geometry from there again. */
 static int read_geometry(int fd, shmt_geometry *geo) {
@@ -317,11 +286,9 @@ static int read_geometry(int fd, shmt_geometry *geo) {
     return st.stx_blocks * 512 >= geo->data_offset + payload ? 0 : -EUCLEAN;
 }
 
-/* Takes over `fd` on success and on failure. */
-static int attach_file(int fd, const char *name, shmt_segment **out) {
+int shmt_segment_open(int fd, const char *name, shmt_segment **out) {
     shmt_geometry geo = {0};
     uint8_t *base = NULL;
-    shmt_segment *seg = NULL;
     int rc = read_geometry(fd, &geo);
     if (rc == 0) {
         rc = map(fd, geo.total_nbytes, &base);
@@ -330,59 +297,15 @@ static int attach_file(int fd, const char *name, shmt_segment **out) {
         rc = advise(&geo, base);
     }
     if (rc == 0) {
-        rc = new_handle(&geo, base, fd, name, &seg);
-    }
-    if (!seg) {
-        if (base) {
-            munmap(base, geo.total_nbytes);
-        }
-        close(fd);
-        return rc;
-    }
-    rc = shmt_member_join(seg);
-    if ((rc == 0 || rc == -EUSERS) && name && shmt_name_linked(fd) == 0) {
-        rc = -ENOENT; /* the last member took the name away while we were opening it */
+        rc = shmt_segment_handle(&geo, base, fd, name, out);
     }
     if (rc != 0) {
-        destroy(seg);
-        return rc;
+        give_up(fd, base, geo.total_nbytes);
     }
-    *out = seg;
-    return 0;
+    return rc;
 }
 
-int shmt_segment_attach(const char *name, shmt_segment **out) {
-    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
-    int fd, rc = shmt_name_path(name, path, sizeof path);
-    if (rc == 0) {
-        rc = shmt_name_open(path, &fd);
-    }
-    return rc == 0 ? attach_file(fd, name, out) : rc;
-}
-
-int shmt_segment_attach_fd(int fd, shmt_segment **out) {
-    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    return own < 0 ? -errno : attach_file(own, NULL, out);
-}
-
-int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out) {
-    shmt_segment *other;
-    int rc = new_handle(&seg->geo, seg->base, seg->fd, NULL, &other);
-    if (rc != 0) {
-        return rc;
-    }
-    shmt_segment_hold(seg);
-    other->origin = seg;
-    rc = shmt_member_join(other);
-    if (rc != 0) {
-        destroy(other);
-        return rc;
-    }
-    *out = other;
-    return 0;
-}
-
-/* ---- use and end ------------------------------------------------------------------------------------------------------------- */
+/* ---- use -------------------------------------------------------------------------------------------------------- */
 
 const shmt_info *shmt_segment_info(const shmt_segment *seg) { return &seg->info; }
 
@@ -400,49 +323,6 @@ bool shmt_segment_is_closed(const shmt_segment *seg) {
     return shmt_load_relaxed(&seg->closed) != 0; /* a hint for messages; the verbs are stopped by edge M1 */
 }
 
-int shmt_segment_unlink(const shmt_segment *seg) {
-    char path[sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX];
-    if (!seg->info.name) {
-        return -EINVAL;
-    }
-    int rc = shmt_name_path(seg->name, path, sizeof path);
-    if (rc != 0) {
-        return rc;
-    }
-    if (!shmt_name_is(path, seg->fd)) {
-        return -ENOENT; /* gone, or another segment has the name by now */
-    }
-    return unlink(path) == 0 ? 0 : -errno;
-}
-
-void shmt_segment_close(shmt_segment *seg) {
-    /* M2 acq_rel: only one closer goes on. Nothing is carried; the verbs are stopped by generation = 0 below. */
-    if (shmt_exchange_acq_rel(&seg->closed, 1) != 0) {
-        return;
-    }
-    shmt_registry_lock();
-    bool joined = shmt_load_relaxed(&seg->generation) == shmt_fork_generation; /* under the registry's lock, as join */
-    shmt_store_release(&seg->generation, 0); /* M1: from here on every verb goes to join, which says -EBADF */
-    shmt_registry_unlock();
-    if (joined && (shmt_load_relaxed(&seg->roles) & SHMT_PRODUCER)) { /* written by this process only */
-        /* N1 seq_cst, in this order: a consumer that counts us as closed finds everything that we published. Killed in
-         * between, we are closed twice at most, and a reclaim clears the role. */
-        shmt_add_seq_cst(&seg->header->producers_closed, 1);
-        shmt_store_relaxed(&shmt_member_mine(seg)->roles, 0); /* ordered by the wake-up below */
-    }
-    remove_name_if_last(seg); /* now, and again when the last view dies: another handle's views may outlive us */
-    shmt_event_wake_all(&seg->header->ready_event);
-    shmt_event_wake_all(&seg->header->free_event);
-}
-
 void shmt_segment_hold(shmt_segment *seg) {
     shmt_add_relaxed(&seg->refs, 1); /* the caller has a reference already: nothing to order */
-}
-
-void shmt_segment_drop(shmt_segment *seg) {
-    /* H1 acq_rel: pairs with itself in other threads. Carries: their last use of the mapping, before it is unmapped. */
-    if (shmt_sub_acq_rel(&seg->refs, 1) == 1) {
-        shmt_segment_close(seg);
-        destroy(seg);
-    }
 }

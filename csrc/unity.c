@@ -12,6 +12,7 @@
 #include "order.c"
 #include "wait.c"
 #include "reclaim.c"
+#include "lifecycle.c"
 #include "handoff.c"
 #include "lease.c"
 #include "stats.c"

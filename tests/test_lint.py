@@ -591,10 +591,6 @@ def test_an_old_symbol_is_not(line: str) -> None:
 # (where, what): why. Each one is a knot that was tied on purpose: to have a segment is to take part in it.
 EXCEPTIONS = {
     ("internal.h", "shmt_member_join"): "shmt_enter(), the first step of every verb, joins a process that has not",
-    ("segment.c", "shmt_member_join"): "to create or attach is to join",
-    ("segment.c", "shmt_member_leave"): "to destroy is to leave",
-    ("segment.c", "shmt_member_mine"): "to close takes one's role back",
-    ("segment.c", "shmt_event_wake_all"): "to close wakes whoever waits for what will not come",
 }
 
 

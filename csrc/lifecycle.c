@@ -1,0 +1,152 @@
+/* lifecycle.c - create, attach, close: a segment and one's membership in it, from the first to the last reference. */
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define PATH_SIZE (sizeof SHMT_DIR SHMT_FILE_PREFIX + SHMT_NAME_MAX)
+
+/* The last member out takes the name along. In a forked child that never joined there is no lock_fd, so a child's copy of
+ * a handle removes nothing. */
+static void remove_name_if_last(const shmt_segment *seg) {
+    char path[PATH_SIZE];
+    if (seg->info.name && seg->lock_fd >= 0 && shmt_name_path(seg->name, path, sizeof path) == 0) {
+        shmt_name_remove_if_last(seg->lock_fd, path, seg->geo.members, shmt_load_relaxed(&seg->member)); /* our own */
+    }
+}
+
+/* The end of a handle whose last reference is gone, or that never came to life. */
+static void destroy(shmt_segment *seg) {
+    shmt_registry_lock(); /* a child forked off meanwhile would keep the lock, not knowing that it has it */
+    remove_name_if_last(seg);
+    shmt_member_leave(seg);
+    shmt_registry_unlock();
+    shmt_segment *origin = seg->origin;
+    shmt_segment_free(seg);
+    if (origin) {
+        shmt_segment_drop(origin);
+    }
+}
+
+int shmt_segment_create(const shmt_config *config, shmt_segment **out) {
+    char path[PATH_SIZE];
+    shmt_geometry geo = {0};
+    shmt_segment *seg;
+    int rc = shmt_geometry_plan(config, &geo);
+    if (rc == 0 && config->name) {
+        rc = shmt_name_path(config->name, path, sizeof path);
+    }
+    if (rc == 0 && config->name) {
+        shmt_sweep(false, NULL, NULL); /* what the dead left behind, under this name or another */
+    }
+    if (rc == 0) {
+        rc = shmt_segment_make(config, &geo, &seg);
+    }
+    if (rc != 0) {
+        return rc;
+    }
+    rc = shmt_member_join(seg); /* before it has its name: a sweep must find it in use */
+    if (rc == 0 && config->name) {
+        rc = shmt_name_link(seg->fd, path);
+    }
+    if (rc != 0) {
+        destroy(seg);
+        return rc;
+    }
+    *out = seg;
+    return 0;
+}
+
+/* Takes over `fd` on success and on failure. */
+static int attach_file(int fd, const char *name, shmt_segment **out) {
+    shmt_segment *seg;
+    int rc = shmt_segment_open(fd, name, &seg);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = shmt_member_join(seg);
+    if ((rc == 0 || rc == -EUSERS) && name && shmt_name_linked(fd) == 0) {
+        rc = -ENOENT; /* the last member took the name away while we were opening it */
+    }
+    if (rc != 0) {
+        destroy(seg);
+        return rc;
+    }
+    *out = seg;
+    return 0;
+}
+
+int shmt_segment_attach(const char *name, shmt_segment **out) {
+    char path[PATH_SIZE];
+    int fd, rc = shmt_name_path(name, path, sizeof path);
+    if (rc == 0) {
+        rc = shmt_name_open(path, &fd);
+    }
+    return rc == 0 ? attach_file(fd, name, out) : rc;
+}
+
+int shmt_segment_attach_fd(int fd, shmt_segment **out) {
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return own < 0 ? -errno : attach_file(own, NULL, out);
+}
+
+int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out) {
+    shmt_segment *other;
+    int rc = shmt_segment_handle(&seg->geo, seg->base, seg->fd, NULL, &other);
+    if (rc != 0) {
+        return rc;
+    }
+    shmt_segment_hold(seg);
+    other->origin = seg;
+    rc = shmt_member_join(other);
+    if (rc != 0) {
+        destroy(other);
+        return rc;
+    }
+    *out = other;
+    return 0;
+}
+
+int shmt_segment_unlink(const shmt_segment *seg) {
+    char path[PATH_SIZE];
+    if (!seg->info.name) {
+        return -EINVAL;
+    }
+    int rc = shmt_name_path(seg->name, path, sizeof path);
+    if (rc != 0) {
+        return rc;
+    }
+    if (!shmt_name_is(path, seg->fd)) {
+        return -ENOENT; /* gone, or another segment has the name by now */
+    }
+    return unlink(path) == 0 ? 0 : -errno;
+}
+
+void shmt_segment_close(shmt_segment *seg) {
+    /* M2 acq_rel: only one closer goes on. Nothing is carried; the verbs are stopped by generation = 0 below. */
+    if (shmt_exchange_acq_rel(&seg->closed, 1) != 0) {
+        return;
+    }
+    shmt_registry_lock();
+    bool joined = shmt_load_relaxed(&seg->generation) == shmt_fork_generation; /* under the registry's lock, as join */
+    shmt_store_release(&seg->generation, 0); /* M1: from here on every verb goes to join, which says -EBADF */
+    shmt_registry_unlock();
+    if (joined && (shmt_load_relaxed(&seg->roles) & SHMT_PRODUCER)) { /* written by this process only */
+        /* N1 seq_cst, in this order: a consumer that counts us as closed finds everything that we published. Killed in
+         * between, we are closed twice at most, and a reclaim clears the role. */
+        shmt_add_seq_cst(&seg->header->producers_closed, 1);
+        shmt_store_relaxed(&shmt_member_mine(seg)->roles, 0); /* ordered by the wake-up below */
+    }
+    remove_name_if_last(seg); /* now, and again when the last view dies: another handle's views may outlive us */
+    shmt_event_wake_all(&seg->header->ready_event);
+    shmt_event_wake_all(&seg->header->free_event);
+}
+
+void shmt_segment_drop(shmt_segment *seg) {
+    /* H1 acq_rel: pairs with itself in other threads. Carries: their last use of the mapping, before it is unmapped. */
+    if (shmt_sub_acq_rel(&seg->refs, 1) == 1) {
+        shmt_segment_close(seg);
+        destroy(seg);
+    }
+}
