@@ -100,14 +100,29 @@ static int try_claim(shmt_segment *seg, void *arg, shmt_effort effort) {
 
 static uint8_t *payload(const shmt_segment *seg, uint32_t index) { return seg->data + index * seg->geo.slot_stride; }
 
-/* What may be touched of a slot, bytes. The word is shared, so it is bounded by what cannot change. */
+/* What may be touched of a slot, bytes. Of a growing one only what this process knows to be there: it reserved it, or
+ * prove() saw it. */
 static uint64_t touchable(const shmt_segment *seg, uint32_t index) {
-    if (!(seg->geo.flags & SHMT_GROW)) {
-        return seg->geo.slot_stride;
+    return seg->geo.flags & SHMT_GROW ? seg->mapped[index] : seg->geo.slot_stride;
+}
+
+/* An item is larger than what this process has mapped of its slot: its producer must have reserved and touched all of it.
+ * If there is a hole, the size is a lie, and touching it would be SIGBUS or the OOM killer. */
+static int prove(shmt_segment *seg, uint32_t index, uint64_t nbytes) {
+    uint64_t have = seg->mapped[index];
+    uint64_t want = nbytes;
+    if (nbytes > seg->geo.slot_stride) {
+        return -EUCLEAN;
     }
-    /* V1 relaxed: written by a slot's owner before it publishes (P2), read by a later owner (A2, C2). */
-    uint64_t reserved = shmt_load_relaxed(&seg->slots[index].reserved);
-    return reserved < seg->geo.slot_stride ? reserved : seg->geo.slot_stride;
+    shmt_round_up(&want, SHMT_PAGE);
+    int rc = shmt_memory_present(seg->fd, seg->geo.data_offset + index * seg->geo.slot_stride, have, want);
+    if (rc == 0) {
+        rc = shmt_memory_populate(payload(seg, index), want);
+    }
+    if (rc == 0) {
+        seg->mapped[index] = want;
+    }
+    return rc;
 }
 
 static int wait_or_give_up(shmt_segment *seg, int rc, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt,
@@ -168,8 +183,11 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
         shmt_round_up(&want, 16 * SHMT_PAGE);
         want = want < seg->geo.slot_stride ? want : seg->geo.slot_stride;
         uint64_t from = have - have % SHMT_PAGE; /* killed after fallocate, the next owner does it again: no harm */
-        int rc =
-            shmt_memory_reserve(seg->fd, seg->geo.data_offset + slot->index * seg->geo.slot_stride + from, want - from);
+        uint64_t offset = seg->geo.data_offset + slot->index * seg->geo.slot_stride;
+        int rc = shmt_memory_present(seg->fd, offset, from, want); /* another process may have grown it already */
+        if (rc != 0) {
+            rc = shmt_memory_reserve(seg->fd, offset + from, want - from);
+        }
         if (rc == 0) {
             rc = shmt_memory_populate(slot->data + from, want - from);
         }
@@ -177,12 +195,16 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
             return rc;
         }
         seg->mapped[slot->index] = want;
-        shmt_store_relaxed(&seg->slots[slot->index].reserved, want); /* V1: carried by P2 */
+        if (want > shmt_load_relaxed(&seg->slots[slot->index].reserved)) { /* a figure for people */
+            shmt_store_relaxed(&seg->slots[slot->index].reserved, want);   /* likewise */
+        }
         have = want;
     }
     slot->nbytes = have;
     return 0;
 }
+
+bool shmt_slot_is_ours(const shmt_slot *slot) { return slot->generation == shmt_fork_generation; }
 
 /* WRITING -> READY -> ring, for one slot; the wake-up is the caller's. */
 static int publish(shmt_segment *seg, uint32_t index, uint64_t word, uint64_t nbytes, uint64_t tag) {
@@ -305,14 +327,10 @@ static int describe(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot 
         .tries = shmt_word_tries(word),
         .generation = shmt_fork_generation,
     };
-    if (out->nbytes > touchable(seg, index)) {
-        return -EUCLEAN;
+    if (SHMT_LIKELY(out->nbytes <= touchable(seg, index))) {
+        return 0;
     }
-    if (SHMT_UNLIKELY((seg->geo.flags & SHMT_GROW) && out->nbytes > seg->mapped[index])) {
-        seg->mapped[index] = touchable(seg, index);
-        (void)shmt_memory_populate(out->data, seg->mapped[index]); /* reserved already: only faults are saved */
-    }
-    return 0;
+    return seg->geo.flags & SHMT_GROW ? prove(seg, index, out->nbytes) : -EUCLEAN;
 }
 
 static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *out) {

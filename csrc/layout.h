@@ -153,7 +153,7 @@ typedef struct shmt_slot_header {
     _Alignas(SHMT_LINE) shmt_atomic64 word;
     uint64_t nbytes;        /* of the published item */
     uint64_t tag;           /* the producer's own number for the item */
-    shmt_atomic64 reserved; /* bytes of this slot's payload that may be touched; grows, shrinks only by trim */
+    shmt_atomic64 reserved; /* bytes of payload, a figure: what may be touched each process proves for itself */
     uint64_t spare[4];
 } shmt_slot_header;
 

@@ -23,6 +23,8 @@
 #define CHECK_FROM (UINT64_C(64) << 10)
 #define MARGIN (UINT64_C(64) << 20)
 
+static bool populate_missing; /* an old kernel: reserved pages are there, but look like holes until they are touched */
+
 int64_t shmt_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -167,6 +169,15 @@ int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes) {
     return 0;
 }
 
+/* Are the bytes from `have` to `want`, counted from `offset`, all there? Pages that nobody has touched count as a hole. */
+int shmt_memory_present(int fd, uint64_t offset, uint64_t have, uint64_t want) {
+    off_t hole = lseek(fd, (off_t)(offset + have), SEEK_HOLE); /* the file position means nothing to anybody */
+    if (hole < 0) {
+        return errno == ENXIO ? -EUCLEAN : -errno;
+    }
+    return (uint64_t)hole >= offset + want || populate_missing ? 0 : -EUCLEAN;
+}
+
 /* Maps pages writable without changing them, so that nobody pays a fault per 4 KiB later. A kernel before 5.14 says
  * EINVAL: then the first touch pays, which is slower and nothing else. */
 int shmt_memory_populate(void *at, uint64_t nbytes) {
@@ -174,6 +185,7 @@ int shmt_memory_populate(void *at, uint64_t nbytes) {
     uintptr_t end = (uintptr_t)at + nbytes;
     while (nbytes > 0 && madvise((void *)begin, end - begin, MADV_POPULATE_WRITE) != 0) {
         if (errno == EINVAL) {
+            populate_missing = true;
             return 0;
         }
         if (errno != EINTR && errno != EAGAIN) {

@@ -141,6 +141,8 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes);
 int shmt_slot_publish(shmt_segment *seg, const shmt_slot *slot, uint64_t nbytes, uint64_t tag);
 int shmt_slot_publish_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n,
                            uint64_t nbytes);
+/* False in a forked child for a slot that its parent took: hands off. */
+bool shmt_slot_is_ours(const shmt_slot *slot);
 int shmt_slot_abort(shmt_segment *seg, const shmt_slot *slot);
 int shmt_slot_abort_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n);
 

@@ -33,6 +33,7 @@ cdef class Buffer(Segment):
     cdef uint64_t stride        # bytes from slot to slot; an acquired batch outlives this handle's mapping
     cdef uint64_t table_nbytes  # bytes of the shape table
     cdef bint flat              # the spec is a dict without dicts in it
+    cdef bint all_numpy         # numpy has every field's dtype
     cdef bint dynamic           # some field has a shape table
     cdef readonly object spec
 
@@ -42,7 +43,9 @@ cdef class Buffer(Segment):
     cdef int start(self, Slot slot) except -1
     cdef int grow(self, shmt_slot *s, uint64_t nbytes, object what) except -1
     cdef int grow_all(self, Batch batch) except -1
+    cdef shmt_lease *lease_of(self, const shmt_slot *first, const uint64_t *words, uint32_t n) except NULL
     cdef int lend(self, Slot slot, bint strict) except -1
+    cdef int check_seen_by(self, bint torch) except -1
     cdef object item(self, shmt_slot *s, bint copy, bint torch)
     cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch)
 
@@ -56,6 +59,7 @@ cdef class Slot:
     cdef uint64_t used       # bytes of the item so far; grows with unbounded fields
     cdef int64_t last        # shape-table entry of the unbounded field that was placed last; -1: none yet
     cdef uint64_t last_at    # where that is: written again, it may grow in its place
+    cdef int busy            # copies under way: the slot cannot be ended
     cdef int state
     cdef bint strict
 
@@ -65,6 +69,8 @@ cdef class Slot:
     cdef Hold base(self)
     cdef object view(self, Field f)
     cdef int write_field(self, Field f, object x) except -1
+    cdef int begin_write(self) except -1
+    cdef int check_idle(self) except -1
     cdef int write_item(self, object item) except -1
     cdef int make_room(self, Field f, object shape) except -1
     cdef int finish(self, int state) except -1
@@ -82,6 +88,7 @@ cdef class Batch:
     cdef shmt_lease *lease
     cdef Hold hold
     cdef list handed_out
+    cdef int busy
     cdef int state
 
     cdef int check_held(self) except -1

@@ -19,10 +19,10 @@ from libc.string cimport memset
 cimport cython
 cimport numpy as cnp
 
-from shmtensor.errors import ClosedError, error_from
+from shmtensor.errors import ClosedError, LeaseLost, error_from
 
 from shmtensor._cshmt cimport *
-from shmtensor._views cimport Field, Hold, Owner, Place, hold_new
+from shmtensor._views cimport Field, Hold, Owner, Place, find_torch, hold_new
 
 cnp.import_array()
 
@@ -284,6 +284,7 @@ cdef class Array(Segment):
 
     def torch(self):
         """The array as a torch tensor, without a copy. It stays valid after close()."""
+        find_torch(True)  # an import runs other threads: before we look at what they may close
         return self.field.tensor(&self.at, self.open_seg(), &MAPPING)
 
     def write(self, x):
@@ -361,6 +362,7 @@ cdef class Buffer(Segment):
         self.stride = shmt_segment_info(self.open_seg()).slot_stride
         self.flat = spec.tree is not None and list(spec.tree) == list(self.table)
         self.dynamic = spec.dynamic
+        self.all_numpy = all([p.dtype.numpy is not None for p in spec.fields])
         self.table_nbytes = spec.table_nbytes
         shmt_spin_set(self.open_seg(), spin_us)
 
@@ -378,7 +380,10 @@ cdef class Buffer(Segment):
             rc = shmt_slot_claim_many(seg, n, 0, words, out)
         else:
             rc = shmt_slot_acquire_many(seg, n, 0, words, out)
-        return rc if rc > 0 else self.wait_slowly(verb, n, words, out, timeout, rc)
+        if rc > 0:
+            self.pins += 1
+            return rc
+        return self.wait_slowly(verb, n, words, out, timeout, rc)
 
     cdef int wait_slowly(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout,
                          int rc) except -1:
@@ -396,8 +401,12 @@ cdef class Buffer(Segment):
                         rc = shmt_slot_claim_many(seg, n, step, words, out)
                     else:
                         rc = shmt_slot_acquire_many(seg, n, step, words, out)
-        finally:
+        except BaseException:
             self.unpin()
+            raise
+        if rc > 0:
+            return rc  # still pinned: somebody may have closed us meanwhile
+        self.unpin()
         if rc == -_ETIMEDOUT:
             return 0
         return check(rc, "claiming a slot" if verb == CLAIM else "acquiring an item")
@@ -405,11 +414,10 @@ cdef class Buffer(Segment):
     # ---- producer
 
     cdef int start(self, Slot slot) except -1:
-        """A slot that was just claimed becomes a writer's."""
+        """A slot that was just claimed becomes a writer's, and with it the caller's pin."""
         slot.buffer = self
         slot.state = WRITING
         slot.used = self.item_nbytes
-        self.pins += 1
         if slot.s.nbytes < self.item_nbytes:
             self.grow(&slot.s, self.item_nbytes, "an item")
         if self.dynamic:
@@ -450,6 +458,7 @@ cdef class Buffer(Segment):
         if rc == -_EAGAIN:
             return None
         check(rc, "claiming a slot")
+        self.pins += 1
         self.start(slot)
         return slot
 
@@ -480,7 +489,6 @@ cdef class Buffer(Segment):
             return
         if self.wait(CLAIM, 1, &word, &s, timeout) == 0:
             raise self._timed_out("claim", timeout)
-        self.pins += 1
         try:
             if s.nbytes < self.item_nbytes:
                 self.grow(&s, self.item_nbytes, "an item")
@@ -511,7 +519,6 @@ cdef class Buffer(Segment):
 
     def _batch(self, int verb, int n, timeout):
         cdef Batch batch
-        cdef int rc
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
         if self.dynamic:
@@ -523,14 +530,10 @@ cdef class Buffer(Segment):
             raise self._timed_out("claim" if verb == CLAIM else "acquire", timeout)
         batch.buffer = self
         if verb == CLAIM:
-            self.pins += 1
-            batch.state = WRITING
+            batch.state = WRITING  # and has the pin
             self.grow_all(batch)
         else:
-            rc = shmt_lease_take(self.seg, &batch.first, batch.words, batch.n, &batch.lease)
-            if rc < 0:
-                shmt_slot_release_many(self.seg, &batch.first, batch.words, batch.n)
-                check(rc, "leasing a batch")
+            batch.lease = self.lease_of(&batch.first, batch.words, batch.n)
             batch.state = READING
         return batch
 
@@ -547,10 +550,20 @@ cdef class Buffer(Segment):
 
     # ---- consumer
 
+    cdef shmt_lease *lease_of(self, const shmt_slot *first, const uint64_t *words, uint32_t n) except NULL:
+        """A lease on what was just acquired; it keeps the mapping from here on, so the caller's pin goes."""
+        cdef shmt_lease *lease = NULL
+        cdef int rc = shmt_lease_take(self.seg, first, words, n, &lease)
+        if rc < 0:
+            shmt_slot_release_many(self.seg, first, words, n)
+        self.unpin()
+        check(rc, "leasing a slot")
+        return lease
+
     cdef int lend(self, Slot slot, bint strict) except -1:
         """A slot that was just acquired becomes a reader's."""
         slot.buffer = self
-        check(shmt_lease_take(self.seg, &slot.s, &slot.s.word, 1, &slot.lease), "leasing a slot")
+        slot.lease = self.lease_of(&slot.s, &slot.s.word, 1)
         slot.state = READING
         slot.strict = strict
         return 0
@@ -580,6 +593,7 @@ cdef class Buffer(Segment):
         if rc == -_EAGAIN:
             return None
         check(rc, "acquiring an item")
+        self.pins += 1
         self.lend(slot, strict)
         return slot
 
@@ -596,17 +610,23 @@ cdef class Buffer(Segment):
         """
         cdef shmt_slot s
         cdef uint64_t word
+        if torch or not self.all_numpy:
+            self.check_seen_by(torch)
         if self.wait(ACQUIRE, 1, &word, &s, timeout) == 0:
             raise self._timed_out("acquire", timeout)
         return self.item(&s, copy, torch)
 
+    cdef int check_seen_by(self, bint torch) except -1:
+        """Raises before an item is taken if one of its fields could not be shown."""
+        cdef Field f
+        for f in self.fields:
+            f.check_seen_by(torch)
+        return 0
+
     cdef object item(self, shmt_slot *s, bint copy, bint torch):
         """An acquired slot as arrays; if one cannot be made, `hold` releases the slot."""
-        cdef shmt_lease *lease = NULL
-        cdef Hold hold
+        cdef Hold hold = hold_new(self.lease_of(s, &s.word, 1), &LEASE)
         cdef Field f
-        check(shmt_lease_take(self.seg, s, &s.word, 1, &lease), "leasing a slot")
-        hold = hold_new(lease, &LEASE)
         if self.single is not None:
             return self.item_field(self.single, s, hold, copy, torch)
         if self.flat:
@@ -631,6 +651,7 @@ cdef class Buffer(Segment):
             raise ValueError(f"n must be at least 1, not {n}")
         out = [self.get(timeout, copy=copy, torch=torch)]
         while len(out) < n and shmt_slot_try_acquire(self.open_seg(), &s) == 0:
+            self.pins += 1
             out.append(self.item(&s, copy, torch))
         return out
 
@@ -769,6 +790,7 @@ cdef class Slot:
         """The torch view of a field; ``field`` may be left out if the item is a single array. No copy."""
         cdef Place at
         cdef Field f
+        find_torch(True)  # an import runs other threads: before we look at what they may release
         self.check_held()
         f = self.field(field)
         if f is None:
@@ -842,10 +864,31 @@ cdef class Slot:
 
     cdef int write_field(self, Field f, object x) except -1:
         cdef Place at
-        if f.dynamic:
-            self.make_room(f, f.shape_of(x))
-        f.place(self.s.data, self.s.nbytes, &at)
-        f.copy_in(&at, x)
+        self.begin_write()
+        try:
+            if f.dynamic:
+                self.make_room(f, f.shape_of(x))
+            f.place(self.s.data, self.s.nbytes, &at)
+            f.copy_in(&at, x)
+        except BaseException:
+            if f.dynamic:
+                f.forget(self.s.data)  # or its new shape could be published over another item's bytes
+            raise
+        finally:
+            self.busy -= 1
+        return 0
+
+    cdef int begin_write(self) except -1:
+        """While a copy runs - it may give up the GIL, or ask a foreign object for its bytes - the slot cannot be ended."""
+        self.check_writing()
+        if not shmt_slot_is_ours(&self.s):
+            raise LeaseLost(f"slot {self.s.index} was claimed before this process was forked: it is the parent's")
+        self.busy += 1
+        return 0
+
+    cdef int check_idle(self) except -1:
+        if self.busy:
+            raise ValueError(f"slot {self.s.index} is being written, by another thread or further up in this one")
         return 0
 
     cdef int write_item(self, object item) except -1:
@@ -872,7 +915,11 @@ cdef class Slot:
             raise self.buffer._unknown(field)
         if not f.dynamic:
             raise ValueError(f"{f.label} has the fixed shape {f.describe()}: use slot[{field!r}]")
-        self.make_room(f, shape)
+        self.begin_write()
+        try:
+            self.make_room(f, shape)
+        finally:
+            self.busy -= 1
         return self.view(f)
 
     cdef int make_room(self, Field f, object shape) except -1:
@@ -922,6 +969,7 @@ cdef class Slot:
         cdef Place at
         cdef int rc
         self.check_writing()
+        self.check_idle()
         if self.buffer.dynamic:
             for f in self.buffer.fields:
                 if f.dynamic:
@@ -937,6 +985,7 @@ cdef class Slot:
     cdef int do_abort(self) except -1:
         cdef int rc
         self.check_writing()
+        self.check_idle()
         rc = shmt_slot_abort(self.buffer.seg, &self.s)
         self.finish(ABORTED)
         return 0 if rc == 0 else check(rc, f"aborting slot {self.s.index}")
@@ -1087,7 +1136,9 @@ cdef class Batch:
     def torch(self, field=None):
         """The torch view of a field over all slots, shape (len(batch), *shape). No copy."""
         cdef Place at
-        cdef Field f = self.place(field, &at)
+        cdef Field f
+        find_torch(True)  # as in Slot.torch
+        f = self.place(field, &at)
         if self.state == READING:
             return f.tensor(&at, self.lease, &LEASE)
         return f.tensor(&at, self.buffer.seg, &MAPPING)
@@ -1100,22 +1151,29 @@ cdef class Batch:
         self.check_held()
         if self.state != WRITING:
             raise ValueError("this batch was acquired, not claimed: it cannot be written")
-        if x is not _NOTHING:
-            f = self.place(field, &at)
-            f.copy_in(&at, x)
-            return
-        if self.buffer.single is not None:
-            f = self.place(None, &at)
-            f.copy_in(&at, field)
-            return
-        for g, part in zip(self.buffer.fields, self.buffer.spec.flatten(field)):
-            f = self.place(g.path, &at)
-            f.copy_in(&at, part)
+        if not shmt_slot_is_ours(&self.first):
+            raise LeaseLost("this batch was claimed before this process was forked: it is the parent's")
+        self.busy += 1  # as in Slot.begin_write()
+        try:
+            if x is not _NOTHING:
+                f = self.place(field, &at)
+                f.copy_in(&at, x)
+            elif self.buffer.single is not None:
+                f = self.place(None, &at)
+                f.copy_in(&at, field)
+            else:
+                for g, part in zip(self.buffer.fields, self.buffer.spec.flatten(field)):
+                    f = self.place(g.path, &at)
+                    f.copy_in(&at, part)
+        finally:
+            self.busy -= 1
 
     cdef int finish(self, int state, int count) except -1:
         cdef cnp.ndarray array
         cdef int rc = 0
         cdef shmt_slot rest = self.first
+        if self.busy:
+            raise ValueError("this batch is being written, by another thread or further up in this one")
         if count > 0:
             rc = shmt_slot_publish_many(self.buffer.seg, &self.first, self.words, count, self.buffer.item_nbytes)
         if count < self.n:

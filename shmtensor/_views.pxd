@@ -65,7 +65,9 @@ cdef class Field:
     cdef int place(self, uint8_t *slot, uint64_t slot_nbytes, Place *out) except -1
     cdef int place_many(self, uint8_t *slot, uint64_t stride, int64_t n, Place *out) except -1
     cdef uint64_t size_of(self, object shape, int64_t *dims) except? 0xffffffffffffffff
+    cdef int forget(self, uint8_t *slot) noexcept
     cdef int write_table(self, uint8_t *slot, uint64_t offset, const int64_t *dims) noexcept
+    cdef int check_seen_by(self, bint torch) except -1
     cdef object array(self, const Place *at, object base, bint writeable)
     cdef object array_copy(self, const Place *at)
     cdef Managed *manage(self, const Place *at, void *thing, const Owner *owner) except NULL
@@ -82,4 +84,5 @@ cdef class Field:
     cdef int copy_in(self, const Place *at, object x) except -1
 
 
+cdef int find_torch(bint wanted) except -1
 cdef Hold hold_new(void *thing, const Owner *owner)

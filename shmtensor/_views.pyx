@@ -74,7 +74,7 @@ cdef DLPackExchangeAPI *_exchange = NULL
 cdef bint _force_fallback = False
 
 
-cdef int _find_torch(bint wanted) except -1:
+cdef int find_torch(bint wanted) except -1:
     """Looks for torch; imports it only if `wanted`. Returns whether it is there."""
     global _tensor_type, _from_dlpack, _exchange
     if _tensor_type is not None:
@@ -108,7 +108,7 @@ def _use_exchange_api(bint on):
 
 
 cdef inline bint _is_tensor(object x):
-    return _find_torch(False) and isinstance(x, _tensor_type)
+    return find_torch(False) and isinstance(x, _tensor_type)
 
 
 # ---- DLPack --------------------------------------------------------------------------------------
@@ -265,6 +265,12 @@ cdef class Field:
         ]
         return f"({', '.join(dims)}{',' if self.ndim == 1 else ''})"
 
+    cdef int forget(self, uint8_t *slot) noexcept:
+        """As if a dynamic field had not been written."""
+        cdef int64_t nowhere = 0
+        memcpy(slot + self.table, &nowhere, sizeof(int64_t))
+        return 0
+
     cdef int write_table(self, uint8_t *slot, uint64_t offset, const int64_t *dims) noexcept:
         cdef int64_t where = offset
         memcpy(slot + self.table, &where, sizeof(int64_t))
@@ -273,6 +279,17 @@ cdef class Field:
         return 0
 
     # ---- out: views and copies
+
+    cdef int check_seen_by(self, bint torch) except -1:
+        """Raises TypeError (or ImportError) if numpy, or torch, cannot show this field."""
+        if torch:
+            find_torch(True)
+            if self.torch is None:
+                raise TypeError(f"{self.label} is {self.dtype.name}, which torch does not have: use numpy")
+        elif self.descr is None and self.dtype.numpy is None:
+            raise TypeError(f"{self.label} is {self.dtype.name}, which numpy does not have: use .torch(), torch=True, or "
+                            "import ml_dtypes first")
+        return 0
 
     cdef object array(self, const Place *at, object base, bint writeable):
         """A numpy view whose base is `base` (70 ns; np.frombuffer with reshape takes 484)."""
@@ -348,7 +365,7 @@ cdef class Field:
         """A torch view, through the C exchange API where torch has it (about 450 ns; torch.from_dlpack takes 1400)."""
         cdef Managed *block
         cdef void *out = NULL
-        _find_torch(True)
+        find_torch(True)
         if self.torch is None:
             raise TypeError(f"{self.label} is {self.dtype.name}, which torch does not have: use numpy")
         # Types that DLPack lacks, or that older importers lack, come as bytes and are viewed.
