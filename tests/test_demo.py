@@ -94,7 +94,8 @@ def test_other_start_methods(method: str) -> None:
 
 
 ONLY_ONE_ANSWER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it
 from shmtensor.cli import answers, main, photos
 answer = answers.available()[sys.argv[1]]
 answers.available = lambda: {sys.argv[1]: answer}
