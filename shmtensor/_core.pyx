@@ -879,7 +879,7 @@ cdef class Slot:
         return 0
 
     cdef int begin_write(self) except -1:
-        """While a copy runs - it may give up the GIL, or ask a foreign object for its bytes - the slot cannot be ended."""
+        """While a copy runs, without the GIL perhaps or in a foreign object's code, the slot cannot be ended."""
         self.check_writing()
         if not shmt_slot_is_ours(&self.s):
             raise LeaseLost(f"slot {self.s.index} was claimed before this process was forked: it is the parent's")

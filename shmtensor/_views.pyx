@@ -287,8 +287,8 @@ cdef class Field:
             if self.torch is None:
                 raise TypeError(f"{self.label} is {self.dtype.name}, which torch does not have: use numpy")
         elif self.descr is None and self.dtype.numpy is None:
-            raise TypeError(f"{self.label} is {self.dtype.name}, which numpy does not have: use .torch(), torch=True, or "
-                            "import ml_dtypes first")
+            raise TypeError(f"{self.label} is {self.dtype.name}, which numpy does not have: use .torch(), "
+                            "torch=True, or import ml_dtypes first")
         return 0
 
     cdef object array(self, const Place *at, object base, bint writeable):
