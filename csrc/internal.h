@@ -122,6 +122,7 @@ int shmt_member_open_lock(const shmt_segment *seg, int *lock_fd);
 void shmt_member_announce(shmt_segment *seg, uint32_t id);
 void shmt_member_clear(shmt_segment *seg, uint32_t id);
 void shmt_member_leave(shmt_segment *seg);
+#define SHMT_LEFT 8u /* in a record: closed, and kept only by views that are still alive */
 #define SHMT_IDLE 4u /* beside SHMT_PRODUCER, SHMT_CONSUMER: joined, and has done neither yet */
 uint32_t shmt_member_roles(const shmt_segment *seg);
 shmt_member_record *shmt_member_mine(shmt_segment *seg);

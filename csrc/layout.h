@@ -138,14 +138,14 @@ typedef struct shmt_header {
 /* One per lock byte. `pid` is for people: liveness is the lock. */
 typedef struct shmt_member_record {
     _Alignas(SHMT_PAIR) shmt_atomic32 pid; /* 0: nobody; as seen in the member's own pid namespace */
-    shmt_atomic32 roles;                   /* SHMT_PRODUCER | SHMT_CONSUMER, once it has claimed or acquired */
-    shmt_atomic64 joined_ns;               /* CLOCK_MONOTONIC at join, ns */
-    shmt_atomic64 claim_waits;             /* claims that found no free slot */
-    shmt_atomic64 acquire_waits;           /* acquires that found no item */
-    shmt_atomic64 spins;                   /* waits that ended while spinning */
-    shmt_atomic64 sleeps;                  /* FUTEX_WAIT calls */
-    shmt_atomic64 wakes;                   /* FUTEX_WAKE calls */
-    shmt_atomic64 ready_high;              /* most items seen waiting, sampled */
+    shmt_atomic32 roles;         /* SHMT_PRODUCER | SHMT_CONSUMER, once it has claimed or acquired; or SHMT_LEFT */
+    shmt_atomic64 joined_ns;     /* CLOCK_MONOTONIC at join, ns */
+    shmt_atomic64 claim_waits;   /* claims that found no free slot */
+    shmt_atomic64 acquire_waits; /* acquires that found no item */
+    shmt_atomic64 spins;         /* waits that ended while spinning */
+    shmt_atomic64 sleeps;        /* FUTEX_WAIT calls */
+    shmt_atomic64 wakes;         /* FUTEX_WAKE calls */
+    shmt_atomic64 ready_high;    /* most items seen waiting, sampled */
 } shmt_member_record;
 
 /* One cache line per slot: the word and what the consumer needs to know come in one miss. */

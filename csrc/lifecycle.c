@@ -132,11 +132,14 @@ void shmt_segment_close(shmt_segment *seg) {
     bool joined = shmt_load_relaxed(&seg->generation) == shmt_fork_generation; /* under the registry's lock, as join */
     shmt_store_release(&seg->generation, 0); /* M1: from here on every verb goes to join, which says -EBADF */
     shmt_registry_unlock();
-    if (joined && (shmt_load_relaxed(&seg->roles) & SHMT_PRODUCER)) { /* written by this process only */
-        /* N1 seq_cst, in this order: a consumer that counts us as closed finds everything that we published. Killed in
-         * between, we are closed twice at most, and a reclaim clears the role. */
-        shmt_add_seq_cst(&seg->header->producers_closed, 1);
-        shmt_store_relaxed(&shmt_member_mine(seg)->roles, 0); /* ordered by the wake-up below */
+    if (joined) {
+        if (shmt_load_relaxed(&seg->roles) & SHMT_PRODUCER) { /* written by this process only */
+            /* N1 seq_cst, in this order: a consumer that counts us as closed finds everything that we published. Killed in
+             * between, we are closed twice at most, and a reclaim clears the role. */
+            shmt_add_seq_cst(&seg->header->producers_closed, 1);
+        }
+        /* Views may keep the membership, but nobody is to wait for us. Ordered by the wake-up below. */
+        shmt_store_relaxed(&shmt_member_mine(seg)->roles, SHMT_LEFT);
     }
     remove_name_if_last(seg); /* now, and again when the last view dies: another handle's views may outlive us */
     shmt_event_wake_all(&seg->header->ready_event);

@@ -119,8 +119,11 @@ static int sweep_one(const char *path, bool dry_run) {
     if (shmt_name_open(path, &fd) != 0) {
         return 0; /* not ours, or gone */
     }
+    uint64_t magic = 0;
     int stale;
-    if (dry_run) {
+    if (pread(fd, &magic, sizeof magic, 0) != sizeof magic || magic != SHMT_MAGIC) {
+        stale = 0; /* the name is like ours, the file is not: somebody's, and segments are born with their magic */
+    } else if (dry_run) {
         struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = SHMT_MEMBERS_MAX};
         stale = fcntl(fd, F_OFD_GETLK, &all) == 0 && all.l_type == F_UNLCK;
     } else {

@@ -90,10 +90,14 @@ bool shmt_slots_any_unread(shmt_segment *seg) {
     return false;
 }
 
-/* Is there nothing left that its holder could give back? */
+/* Is there nothing that a holder could give back? What one who has closed still looks at is nothing to wait for. */
 bool shmt_slots_all_ready(shmt_segment *seg) {
     for (uint32_t i = 0; i < seg->geo.slots; i++) {
-        if (!shmt_word_is_ready(shmt_load_seq_cst(&seg->slots[i].word))) { /* N4: after the roles were read */
+        uint64_t word = shmt_load_seq_cst(&seg->slots[i].word); /* N4: after the roles were read */
+        uint32_t owner = shmt_word_owner(word);
+        bool kept = shmt_word_is_reading(word) && owner <= seg->geo.members &&
+                    shmt_load_relaxed(&seg->records[owner].roles) == SHMT_LEFT; /* final until the member is gone */
+        if (!kept && !shmt_word_is_ready(word)) {
             return false;
         }
     }

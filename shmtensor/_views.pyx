@@ -36,6 +36,8 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_SetBaseObject(cnp.ndarray arr, object base) except -1  # steals a reference to base
     int PyArray_EquivTypes(cnp.PyArray_Descr *a, cnp.PyArray_Descr *b) noexcept
 
+cdef uint64_t NBYTES_MAX = 1 << 46  # bytes: more than any machine maps, and small enough to calculate with
+
 cdef enum:
     NOGIL_FROM = 65536  # bytes: copying more than this is worth giving the GIL up for
 
@@ -188,6 +190,7 @@ cdef class Field:
         cdef int d
         cdef int64_t entry[MAX_NDIM + 1]
         cdef int64_t step = self.itemsize, nbytes = self.itemsize
+        cdef uint64_t limit = slot_nbytes
         out.ndim = self.ndim
         out.packed = True
         if not self.dynamic:
@@ -200,13 +203,16 @@ cdef class Field:
         memcpy(entry, slot + self.table, sizeof(int64_t) * (1 + self.ndim))
         if entry[0] == 0:
             raise ValueError(f"{self.label} has not been written yet: use write() or empty(field, shape)")
-        for d in range(self.ndim - 1, -1, -1):
+        for d in range(self.ndim):
             out.shape[d] = entry[1 + d]
-            out.strides[d] = step
             if out.shape[d] < 0 or (self.bound[d] >= 0 and out.shape[d] > self.bound[d]) \
                     or (self.shape[d] >= 0 and out.shape[d] != self.shape[d]):
                 raise _corrupt(self)
-            if out.shape[d] > 0 and step > <int64_t>(slot_nbytes // <uint64_t>out.shape[d]):
+            if out.shape[d] == 0:
+                limit = NBYTES_MAX  # an empty array has no bytes, and strides that need only be representable
+        for d in range(self.ndim - 1, -1, -1):
+            out.strides[d] = step
+            if out.shape[d] > 0 and step > <int64_t>(limit // <uint64_t>out.shape[d]):
                 raise _corrupt(self)
             nbytes *= out.shape[d]
             step *= max(out.shape[d], 1)
@@ -249,7 +255,7 @@ cdef class Field:
             if n < 0 or (self.shape[d] >= 0 and n != self.shape[d]) or (self.bound[d] >= 0 and n > self.bound[d]):
                 raise ValueError(f"{self.label} takes shape {self.describe()}, got {shape}")
             nbytes *= max(n, 1)
-            if nbytes > 1 << 46:
+            if nbytes > NBYTES_MAX:
                 raise ValueError(f"{self.label} of shape {shape} is larger than 2**46 bytes")
             dims[d] = n
         for d in range(self.ndim):

@@ -73,9 +73,7 @@ def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes
             f"{what}: /dev/shm/shmtensor.{name} is no plain file of this user with mode 0600, so it is not trusted",
         )
     if rc == -errno.EEXIST:
-        raise FileExistsError(
-            errno.EEXIST, f"{what}: a segment of this name is in use; attach to it, or choose another"
-        )
+        raise FileExistsError(errno.EEXIST, f"{what}: the name is in use; attach to it, or choose another")
     if rc == -errno.ENOENT and name is not None:
         raise FileNotFoundError(errno.ENOENT, f"{what}: there is no segment of this name")
     raise error_from(-rc, what)

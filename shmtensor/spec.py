@@ -125,7 +125,7 @@ def _from_numpy(dt: np.dtype[Any]) -> DType:
     if dt.hasobject:
         raise TypeError(
             f"dtype {dt} holds Python objects, which mean nothing in another process: use a dtype of fixed "
-            "size (numbers, 'S16', 'U16'), or shmtensor.Queue, which carries any object"
+            "size (numbers, 'S16', 'U16'), or pickle the object into bytes of a dynamic uint8 field"
         )
     if dt.shape:
         raise TypeError(f"dtype {dt} has a shape of its own: put {dt.shape} at the end of the field's shape")

@@ -1055,11 +1055,15 @@ def test_a_corrupt_flag_does_not_populate_a_sparse_segment() -> None:
     assert python(SPARSE, wrapper=wrapper) == "refused; True\n"
 
 
-def test_a_killed_fuzz_leaves_names_that_are_swept(name: str, image: bytes) -> None:
-    """Corrupt files of nobody's are stale like others: the next create takes them away."""
+def test_the_sweep_leaves_what_is_no_segment(name: str, image: bytes) -> None:
+    """A file of nobody's that only has a name like ours is somebody's; a dead segment, even a corrupt one, is not."""
     write_file(name, b"\xff" * 100)
+    dead = unique_name()
+    write_file(dead, image[:2000] + b"\xff" * 100 + image[2100:])
     st.TensorBuffer.create(NUMBER, name=unique_name()).close()
-    assert not path_of(name).exists()
+    assert path_of(name).read_bytes() == b"\xff" * 100
+    assert not path_of(dead).exists()
+    path_of(name).unlink()
 
 
 def test_errors_are_what_they_say_in_the_standard_library_too() -> None:

@@ -141,7 +141,7 @@ def test_numpy_only_dtype(x: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "says"),
     [
-        ("O", "shmtensor.Queue"),
+        ("O", "pickle the object"),
         (object, "fixed size"),
         ([("a", "O")], "fixed size"),
         (datetime.date, "fixed size"),
