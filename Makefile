@@ -21,7 +21,7 @@ SUBMAKE = $(MAKE) --no-print-directory
 CJOBS = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 CSOURCES := $(wildcard csrc/*.c csrc/*.h)
-CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.pxd)
+CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
 CFORMATTED := $(CSOURCES) $(wildcard tests/c/*.c tests/c/*.h)
 
 .DELETE_ON_ERROR:

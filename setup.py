@@ -27,7 +27,7 @@ def extension(name, csources):
         f"shmtensor.{name}",
         [f"shmtensor/{name}.pyx", *csources],
         # Without the headers here an edit to one rebuilds nothing, and the sdist lacks them.
-        depends=["setup.py", *sorted(glob("csrc/*.[ch]") + glob("shmtensor/*.pxd"))],
+        depends=["setup.py", *sorted(glob("csrc/*.[ch]") + glob("shmtensor/*.px[di]"))],
         include_dirs=["csrc", numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=cflags,

@@ -36,10 +36,12 @@ cdef class Buffer(Segment):
     cdef bint all_numpy         # numpy has every field's dtype
     cdef bint dynamic           # some field has a shape table
     cdef readonly object spec
+    cdef list spare             # by slot: the arrays of its last writer that nobody else kept; None: closed
 
     cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1
     cdef int wait_slowly(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout,
                          int rc) except -1
+    cdef object spare_take(self, uint32_t index, object handed_out, Field f, const Place *at)
     cdef int start(self, Slot slot) except -1
     cdef int grow(self, shmt_slot *s, uint64_t nbytes, object what) except -1
     cdef int grow_all(self, Batch batch) except -1
@@ -50,48 +52,48 @@ cdef class Buffer(Segment):
     cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch)
 
 
-cdef class Slot:
+cdef class Held:
     cdef Buffer buffer
-    cdef shmt_slot s
-    cdef shmt_lease *lease   # of an acquired slot
+    cdef shmt_slot s         # the slot, or a batch's first
+    cdef uint64_t *words     # what the words of its slots were when they became ours
+    cdef int n               # slots
+    cdef shmt_lease *lease   # of what was acquired
     cdef Hold hold           # base of the views, made with the first one
-    cdef object handed_out   # a writer's array, or a list of them, to be made read-only on publish
-    cdef uint64_t used       # bytes of the item so far; grows with unbounded fields
-    cdef int64_t last        # shape-table entry of the unbounded field that was placed last; -1: none yet
-    cdef uint64_t last_at    # where that is: written again, it may grow in its place
+    cdef object handed_out   # a writer's array, or a list of them
     cdef int busy            # copies under way: the slot cannot be ended
     cdef int state
     cdef bint strict
+    # Only a Slot's; here because a freelist serves classes of one size.
+    cdef uint64_t used       # bytes of the item so far; grows with unbounded fields
+    cdef int64_t last        # shape-table entry of the unbounded field that was placed last; -1: none yet
+    cdef uint64_t last_at    # where that is: written again, it may grow in its place
 
+    cdef object label(self)
     cdef int check_held(self) except -1
     cdef int check_writing(self) except -1
-    cdef Field field(self, object key)
     cdef Hold base(self)
-    cdef object view(self, Field f)
-    cdef int write_field(self, Field f, object x) except -1
+    cdef object array(self, Field f, const Place *at)
+    cdef object tensor(self, Field f, const Place *at)
     cdef int begin_write(self) except -1
+    cdef void end_write(self) noexcept
     cdef int check_idle(self) except -1
-    cdef int write_item(self, object item) except -1
-    cdef int make_room(self, Field f, object shape) except -1
     cdef int finish(self, int state) except -1
-    cdef int do_publish(self) except -1
     cdef int do_abort(self) except -1
     cdef int do_release(self) except -1
+
+
+cdef class Slot(Held):
+    cdef Field field(self, object key)
+    cdef object view(self, Field f)
+    cdef int write_field(self, Field f, object x) except -1
+    cdef int write_item(self, object item) except -1
+    cdef int make_room(self, Field f, object shape) except -1
+    cdef int do_publish(self) except -1
     cdef int publish_or_abort(self) except -1
 
 
-cdef class Batch:
-    cdef Buffer buffer
-    cdef shmt_slot first
-    cdef uint64_t words[BATCH_MAX]
-    cdef int n
-    cdef shmt_lease *lease
-    cdef Hold hold
-    cdef list handed_out
-    cdef int busy
-    cdef int state
+cdef class Batch(Held):
+    cdef uint64_t own_words[BATCH_MAX]
 
-    cdef int check_held(self) except -1
     cdef Field place(self, object key, Place *out)
-    cdef Hold base(self)
-    cdef int finish(self, int state, int count) except -1
+    cdef int do_publish(self, int count) except -1

@@ -1,5 +1,6 @@
 # _views.pxd - what _core sees of _views: a place in memory, who owns it, and the views that can be made of it.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+cimport numpy as cnp
 
 from shmtensor._dlpack cimport DLManagedTensor, DLManagedTensorVersioned
 
@@ -69,6 +70,7 @@ cdef class Field:
     cdef int write_table(self, uint8_t *slot, uint64_t offset, const int64_t *dims) noexcept
     cdef int check_seen_by(self, bint torch) except -1
     cdef object array(self, const Place *at, object base, bint writeable)
+    cdef bint is_array(self, cnp.ndarray array, const Place *at) noexcept
     cdef object array_copy(self, const Place *at)
     cdef Managed *manage(self, const Place *at, void *thing, const Owner *owner) except NULL
     cdef object tensor(self, const Place *at, void *thing, const Owner *owner)

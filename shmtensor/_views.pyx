@@ -317,6 +317,18 @@ cdef class Field:
         PyArray_SetBaseObject(out, base)
         return out
 
+    cdef bint is_array(self, cnp.ndarray array, const Place *at) noexcept:
+        """Whether array() would return one like this: its user may have changed its shape, dtype or flags in place."""
+        cdef int d
+        if cnp.PyArray_DATA(array) != at.data or cnp.PyArray_NDIM(array) != at.ndim \
+                or <PyObject *>cnp.PyArray_DESCR(array) != <PyObject *>self.descr \
+                or not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_WRITEABLE | cnp.NPY_ARRAY_ALIGNED):
+            return False
+        for d in range(at.ndim):
+            if cnp.PyArray_DIMS(array)[d] != at.shape[d] or cnp.PyArray_STRIDES(array)[d] != at.strides[d]:
+                return False
+        return True
+
     cdef object array_copy(self, const Place *at):
         """An array of its own memory."""
         cdef object view = self.array(at, None, False)
