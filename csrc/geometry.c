@@ -30,6 +30,13 @@ int shmt_geometry_place(shmt_geometry *geo) {
     geo->ring_offset = at;
     at += ring * sizeof(shmt_atomic64);
     geo->ring = (uint32_t)ring;
+    geo->deaths = geo->slots > 0 ? SHMT_DEATHS_MIN : 0;
+    while (geo->deaths > 0 && geo->deaths < SHMT_DEATHS_MAX && geo->deaths < geo->slots + SHMT_DEATHS_MIN) {
+        geo->deaths *= 2;
+    }
+    shmt_round_up(&at, SHMT_LINE); /* cannot overflow either */
+    geo->deaths_offset = at;
+    at += geo->deaths * sizeof(shmt_death_cell);
     geo->meta_offset = at;
     at += geo->meta_nbytes;
     uint64_t unit = geo->flags & SHMT_HUGE_PAGES ? HUGE_PAGE : SHMT_PAGE;

@@ -292,6 +292,25 @@ int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint
     return give_back(seg, first, words, n);
 }
 
+/* As a redelivery, but nobody died, so the item is not flagged: READING -> READY of ours with a new generation, then
+ * pushed. Killed in between, the reclaimer finds it READY and not in the ring. */
+int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot) {
+    if (slot->generation != shmt_fork_generation) {
+        return -ESTALE;
+    }
+    uint64_t gen = shmt_word_gen(slot->word) + 1;
+    uint64_t ready = shmt_word(SHMT_READY | shmt_word_tries(slot->word), shmt_word_owner(slot->word), gen);
+    int rc = shmt_slots_change(seg, slot->index, slot->word, ready);
+    if (rc == 0) {
+        shmt_add_relaxed(&seg->header->redelivered, 1); /* a figure for people */
+        rc = shmt_order_push(seg, slot->index, gen);
+    }
+    if (rc == 0) {
+        shmt_event_wake(seg, &seg->header->ready_event, 1);
+    }
+    return rc;
+}
+
 /* ---- consumer -------------------------------------------------------------------------------------------------------------------------- */
 
 static int try_acquire(shmt_segment *seg, void *arg, shmt_effort effort) {

@@ -1,5 +1,5 @@
 /* internal.h - the handle, and what each room offers the rooms after it. The order of the sections is the order of the
- * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, reclaim, lifecycle. A file uses only
+ * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, deaths, reclaim, lifecycle. A file uses only
  * what stands above its own section. */
 #ifndef SHMT_INTERNAL_H
 #define SHMT_INTERNAL_H
@@ -33,6 +33,7 @@ struct shmt_segment {
     shmt_slot_header *slots;
     shmt_atomic64 *cells;
     shmt_member_record *records;
+    shmt_death_cell *deaths;
     uint8_t *data;
     shmt_geometry geo; /* private copy: shared geometry is never read again */
     shmt_lease *leases;
@@ -148,6 +149,9 @@ typedef enum shmt_effort { SHMT_QUICK, SHMT_FULL, SHMT_LAST } shmt_effort;
 typedef int (*shmt_attempt)(shmt_segment *seg, void *arg, shmt_effort effort);
 int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt, void *arg,
                     void (*slice_over)(shmt_segment *seg));
+
+/* ---- deaths.c: who died holding what ------------------------------------------------------------------------------------------- */
+void shmt_death_record(shmt_segment *seg, uint32_t id, uint32_t index, uint64_t word, uint64_t tag);
 
 /* ---- reclaim.c ------------------------------------------------------------------------------------------------------------------- */
 void shmt_reclaim_slice(shmt_segment *seg);

@@ -4,6 +4,7 @@
  *   members_offset      member records  one per lock byte: who takes part, for diagnosis and counters
  *   slots_offset        slot headers    one cache line each: the slot word and its item's description
  *   ring_offset         ring cells      order hints, R = power of two >= 2 * slots
+ *   deaths_offset       death records   one cache line each: who died holding what
  *   meta_offset         meta            the spec as JSON text, written once before the magic
  *   data_offset         payload         slots * slot_stride bytes; slot i begins at data_offset + i * slot_stride
  *
@@ -100,6 +101,7 @@ typedef struct shmt_geometry {
     uint64_t members_offset; /* bytes from the start of the file, as all offsets here */
     uint64_t slots_offset;
     uint64_t ring_offset;
+    uint64_t deaths_offset;
     uint64_t meta_offset;
     uint64_t data_offset;
     uint64_t slot_stride; /* bytes from one slot's payload to the next; SHMT_GROW: largely not reserved */
@@ -112,6 +114,8 @@ typedef struct shmt_geometry {
     uint32_t meta_nbytes;
     uint32_t flags; /* SHMT_GROW and the other creation flags of shmt.h */
     uint32_t producers;
+    uint32_t deaths; /* records of the log of deaths, power of two */
+    uint32_t spare;
 } shmt_geometry;
 
 typedef struct shmt_header {
@@ -128,6 +132,7 @@ typedef struct shmt_header {
     shmt_atomic64 redelivered;              /* items handed out again after a consumer's death */
     shmt_atomic64 dropped;                  /* items given up after SHMT_TRIES_MAX deaths, or by policy */
     shmt_atomic64 reclaimed;                /* dead members whose slots were taken back */
+    shmt_atomic64 death_seq;                /* records of deaths so far */
 
     _Alignas(SHMT_PAIR) shmt_atomic64 write_seq; /* first position not yet pushed, or a little behind it */
     _Alignas(SHMT_PAIR) shmt_atomic64 read_seq;  /* first position not yet acquired, or a little behind it */
@@ -157,12 +162,26 @@ typedef struct shmt_slot_header {
     uint64_t spare[4];
 } shmt_slot_header;
 
+/* What a dead member held, or that it died; see deaths.c. */
+#define SHMT_DEATHS_MIN 64u
+#define SHMT_DEATHS_MAX 4096u
+typedef struct shmt_death_cell {
+    _Alignas(SHMT_LINE) shmt_atomic64 seq; /* position + 1; 0 while the record is written */
+    shmt_atomic64 who;                     /* pid << 32 | member << 16 | slot */
+    shmt_atomic64 word;                    /* of the slot, as it was found */
+    shmt_atomic64 tag;                     /* of the item that was being read */
+    shmt_atomic64 joined;                  /* the member's joined_ns: which of the lives of that id */
+    shmt_atomic64 found;                   /* CLOCK_MONOTONIC, ns */
+    shmt_atomic64 sum;
+} shmt_death_cell;
+
 _Static_assert(sizeof(shmt_header) <= SHMT_PAGE, "the header is one page");
 _Static_assert(offsetof(shmt_header, write_seq) % SHMT_PAIR == 0, "write_seq has a pair of lines of its own");
 _Static_assert(offsetof(shmt_header, read_seq) - offsetof(shmt_header, write_seq) >= SHMT_PAIR, "so has read_seq");
 _Static_assert(sizeof(shmt_event) == SHMT_PAIR, "so have the events");
 _Static_assert(sizeof(shmt_member_record) == SHMT_PAIR, "a member's counters share no line with another's");
 _Static_assert(sizeof(shmt_slot_header) == SHMT_LINE, "a slot header is one line");
+_Static_assert(sizeof(shmt_death_cell) == SHMT_LINE, "and so is a record of a death");
 
 /* What must be equal in two builds that share a segment, in one number (LMDB's lock signature is the model). */
 #define SHMT_ABI                                                                                                       \

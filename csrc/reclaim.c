@@ -68,8 +68,10 @@ static int reclaim_member(shmt_segment *seg, uint32_t id) {
             continue;
         }
         if (shmt_word_state(word) == SHMT_WRITING) {
+            shmt_death_record(seg, id, i, word, 0);
             freed |= shmt_slots_change(seg, i, word, shmt_word(SHMT_FREE, 0, shmt_word_gen(word))) == 0;
         } else if (shmt_word_is_reading(word)) {
+            shmt_death_record(seg, id, i, word, seg->slots[i].tag); /* plain: nobody writes it while it is READING */
             freed |= settle_reading(seg, i, word, &rc);
             ready = true;
         } else if (shmt_word_is_ready(word)) {
@@ -100,12 +102,20 @@ static int reclaim_member(shmt_segment *seg, uint32_t id) {
     return rc;
 }
 
-/* Requires lock byte `id`. The count comes before the role goes (in shmt_member_clear): killed in between, one producer is
- * counted twice, and none is waited for in vain. */
-static void count_lost(shmt_segment *seg, uint32_t id) {
-    if (shmt_load_relaxed(&seg->records[id].roles) & SHMT_PRODUCER) { /* written by the holder of the byte only */
+/* Requires lock byte `id`. What its last holder left; if it died, that is noted. Returns 1 if it died, 0 if it had left by
+ * itself. The count comes before the role goes (with shmt_member_clear or the next announcement): killed in between, one
+ * producer is counted twice, and none is waited for in vain. */
+static int bury(shmt_segment *seg, uint32_t id) {
+    int rc = reclaim_member(seg, id);
+    if (rc != 0 || shmt_load_relaxed(&seg->records[id].pid) == 0) { /* written by the holder of the byte only */
+        return rc;
+    }
+    if (shmt_load_relaxed(&seg->records[id].roles) & SHMT_PRODUCER) { /* likewise */
         shmt_add_seq_cst(&seg->header->producers_lost, 1);            /* N1: before the role goes */
     }
+    shmt_death_record(seg, id, SHMT_NO_SLOT, 0, 0);
+    shmt_add_relaxed(&seg->header->reclaimed, 1); /* a figure for people */
+    return 1;
 }
 
 int shmt_member_join(shmt_segment *seg) {
@@ -137,9 +147,12 @@ int shmt_member_join(shmt_segment *seg) {
             shmt_store_relaxed(&seg->cursor, start); /* likewise */
             cpu_set_t usable;
             seg->cores = sched_getaffinity(0, sizeof usable, &usable) == 0 ? (uint32_t)CPU_COUNT(&usable) : 1;
-            rc = reclaim_member(seg, id); /* what the last holder of this byte left when it died */
-            count_lost(seg, id);
+            int died = bury(seg, id);
+            rc = died < 0 ? died : 0;
             shmt_member_announce(seg, id);
+            if (died > 0) { /* the end of the last producer is an event too */
+                shmt_event_wake_all(&seg->header->ready_event);
+            }
             /* M1 release: pairs with the acquire in shmt_enter(). Carries: lock_fd, member, cursor. */
             shmt_store_release(&seg->generation, shmt_fork_generation);
         } else if (lock_fd >= 0) {
@@ -171,15 +184,14 @@ int shmt_reclaim(shmt_segment *seg) {
         if ((!died && !holds[id]) || id == me || !shmt_member_try_lock(seg, id)) {
             continue;
         }
-        rc = reclaim_member(seg, id);
-        count_lost(seg, id);
+        rc = bury(seg, id);
+        taken += rc > 0;
+        rc = rc < 0 ? rc : 0;
         shmt_member_clear(seg, id);
         shmt_member_unlock(seg, id);
-        shmt_add_relaxed(&seg->header->reclaimed, died); /* a figure for people */
-        taken += died;
     }
     shmt_store_release(&seg->reclaiming, 0); /* G1 */
-    if (taken > 0) {                         /* the end of the last producer is an event too */
+    if (taken > 0) {                         /* as in join */
         shmt_event_wake_all(&seg->header->ready_event);
     }
     return rc != 0 ? rc : taken;

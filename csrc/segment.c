@@ -28,6 +28,7 @@ static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *ba
     seg->records = (shmt_member_record *)(void *)(base + geo->members_offset);
     seg->slots = (shmt_slot_header *)(void *)(base + geo->slots_offset);
     seg->cells = (shmt_atomic64 *)(void *)(base + geo->ring_offset);
+    seg->deaths = (shmt_death_cell *)(void *)(base + geo->deaths_offset);
     seg->data = base + geo->data_offset;
     seg->spin_us = SPIN_US_DEFAULT;
     seg->ring_shift = geo->ring ? (uint32_t)__builtin_ctz(geo->ring) : 0;

@@ -118,6 +118,31 @@ int shmt_member_info_get(shmt_segment *seg, uint32_t id, shmt_member_info *out);
 /* Takes back what dead members held; returns how many members were reclaimed. Never waits. */
 int shmt_reclaim(shmt_segment *seg);
 
+/* The log of deaths: one record for each slot that a dead member held, and a last one, slot SHMT_NO_SLOT, that it died.
+ * Records may be repeated (same member, joined_ns, slot and gen), and come when somebody reclaims. */
+#define SHMT_NO_SLOT 0xffffu
+
+typedef struct shmt_death {
+    uint32_t member;
+    uint32_t pid;      /* in its own pid namespace */
+    uint32_t slot;     /* or SHMT_NO_SLOT */
+    bool reading;      /* else it was writing */
+    uint32_t tries;    /* how often the item had been redelivered before */
+    uint64_t gen;      /* of the slot: tells one item of the slot from the next */
+    uint64_t tag;      /* of the item that was being read */
+    int64_t joined_ns; /* CLOCK_MONOTONIC, as is found_ns */
+    int64_t found_ns;
+} shmt_death;
+
+typedef struct shmt_death_cursor {
+    uint64_t position;
+    uint64_t missed; /* records that were overwritten before they were read, or never finished */
+    int64_t unfinished_ns;
+} shmt_death_cursor;
+
+void shmt_death_begin(shmt_segment *seg, shmt_death_cursor *cursor);                /* what dies from now on */
+int shmt_death_next(shmt_segment *seg, shmt_death_cursor *cursor, shmt_death *out); /* -EAGAIN: no more for now */
+
 /* ---- slots: claim, publish or abort; acquire, release ------------------------------------------------------------------ */
 
 typedef struct shmt_slot {
@@ -153,6 +178,8 @@ int shmt_slot_try_acquire_many(shmt_segment *seg, uint32_t n, uint64_t *words, s
 int shmt_slot_acquire_many(shmt_segment *seg, uint32_t n, int64_t deadline_ns, uint64_t *words, shmt_slot *first);
 int shmt_slot_release(shmt_segment *seg, const shmt_slot *slot);
 int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n);
+/* Instead of release: the item could not be used here and is handed out again, after those that wait already. */
+int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot);
 
 /* How long a wait spins before it sleeps, microseconds; process-local, default 50. */
 void shmt_spin_set(shmt_segment *seg, uint32_t spin_us);

@@ -8,6 +8,7 @@ TensorBuffer hands items from producers to consumers; SharedTensor is one array 
 from shmtensor._core import Batch, Slot
 from shmtensor._version import __version__
 from shmtensor.buffer import TensorBuffer
+from shmtensor.deaths import Death, HeldSlot
 from shmtensor.errors import (
     ClosedError,
     LeaseLost,
@@ -23,7 +24,9 @@ from shmtensor.tensor import SharedTensor
 __all__ = [
     "Batch",
     "ClosedError",
+    "Death",
     "Field",
+    "HeldSlot",
     "LeaseLost",
     "PeersGone",
     "SharedTensor",

@@ -15,6 +15,7 @@ cdef class Buffer(Segment):
         self.all_numpy = all([p.dtype.numpy is not None for p in spec.fields])
         self.table_nbytes = spec.table_nbytes
         self.spare = [None] * shmt_segment_info(self.seg).slots
+        shmt_death_begin(self.seg, &self.deaths_read)
         shmt_spin_set(self.open_seg(), spin_us)
 
     cdef int let_go(self) except -1:
@@ -56,6 +57,8 @@ cdef class Buffer(Segment):
                         rc = shmt_slot_claim_many(seg, n, step, words, out)
                     else:
                         rc = shmt_slot_acquire_many(seg, n, step, words, out)
+                if self._watch is not None and rc <= 0:
+                    self._watch.tell(self._deaths(), self.deaths_read.missed)
         except BaseException:
             self.unpin()
             raise
@@ -306,8 +309,16 @@ cdef class Buffer(Segment):
         return 0
 
     cdef object item(self, shmt_slot *s, bint copy, bint torch):
-        """An acquired slot as arrays; if one cannot be made, `hold` releases the slot."""
+        """An acquired slot as arrays. If one cannot be made, for want of memory, the item is handed out again."""
         cdef Hold hold = hold_new(self.lease_of(s, &s.word, 1), &LEASE)
+        try:
+            return self.arrays(s, hold, copy, torch)
+        except BaseException:
+            if self.seg != NULL:
+                shmt_slot_requeue(self.seg, s)  # and what `hold` then releases is not its own any more
+            raise
+
+    cdef object arrays(self, shmt_slot *s, Hold hold, bint copy, bint torch):
         cdef Field f
         if self.single is not None:
             return self.item_field(self.single, s, hold, copy, torch)
@@ -332,9 +343,12 @@ cdef class Buffer(Segment):
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
         out = [self.get(timeout, copy=copy, torch=torch)]
-        while len(out) < n and shmt_slot_try_acquire(self.open_seg(), &s) == 0:
+        while len(out) < n and self.seg != NULL and shmt_slot_try_acquire(self.seg, &s) == 0:
             self.pins += 1
-            out.append(self.item(&s, copy, torch))
+            try:
+                out.append(self.item(&s, copy, torch))
+            except Exception:
+                break  # what there is must not be lost with it; the next call will meet the same
         return out
 
     # ---- the whole buffer
@@ -353,6 +367,21 @@ cdef class Buffer(Segment):
         finally:
             self.unpin()
         return check(rc, "reclaiming")
+
+    def _deaths(self):
+        """New records of the log of deaths: (member, joined_ns, pid, slot or None, reading, tries, gen, tag)."""
+        cdef shmt_death death
+        out = []
+        if self.seg != NULL:
+            while shmt_death_next(self.seg, &self.deaths_read, &death) == 0:
+                slot = None if death.slot == SHMT_NO_SLOT else death.slot
+                out.append((death.member, death.joined_ns, death.pid, slot, death.reading, death.tries, death.gen,
+                            death.tag))
+        return out
+
+    @property
+    def _deaths_missed(self):
+        return self.deaths_read.missed
 
     def stats(self):
         """Figures since the buffer was created, as a flat dict of ints; see docs. Reading them stops nobody."""

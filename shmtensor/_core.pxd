@@ -1,7 +1,7 @@
 # _core.pxd - the fields of the extension types, each with its reason to be there.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from shmtensor._cshmt cimport shmt_lease, shmt_segment, shmt_slot
+from shmtensor._cshmt cimport shmt_death_cursor, shmt_lease, shmt_segment, shmt_slot
 from shmtensor._views cimport Field, Hold, Place
 
 cdef enum:
@@ -36,6 +36,8 @@ cdef class Buffer(Segment):
     cdef bint all_numpy         # numpy has every field's dtype
     cdef bint dynamic           # some field has a shape table
     cdef readonly object spec
+    cdef shmt_death_cursor deaths_read  # how far this process has read the log of deaths
+    cdef public object _watch   # deaths.Watch: who wants to hear of deaths; None: nobody
     cdef list spare             # by slot: the arrays of its last writer that nobody else kept; None: closed
 
     cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1
@@ -49,6 +51,7 @@ cdef class Buffer(Segment):
     cdef int lend(self, Slot slot, bint strict) except -1
     cdef int check_seen_by(self, bint torch) except -1
     cdef object item(self, shmt_slot *s, bint copy, bint torch)
+    cdef object arrays(self, shmt_slot *s, Hold hold, bint copy, bint torch)
     cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch)
 
 

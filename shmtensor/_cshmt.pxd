@@ -75,6 +75,28 @@ cdef extern from "shmt.h" nogil:
     int shmt_member_info_get(shmt_segment *seg, uint32_t id, shmt_member_info *out)
     int shmt_reclaim(shmt_segment *seg)
 
+    enum:
+        SHMT_NO_SLOT
+
+    ctypedef struct shmt_death:
+        uint32_t member
+        uint32_t pid
+        uint32_t slot
+        bint reading
+        uint32_t tries
+        uint64_t gen
+        uint64_t tag
+        int64_t joined_ns
+        int64_t found_ns
+
+    ctypedef struct shmt_death_cursor:
+        uint64_t position
+        uint64_t missed
+        int64_t unfinished_ns
+
+    void shmt_death_begin(shmt_segment *seg, shmt_death_cursor *cursor)
+    int shmt_death_next(shmt_segment *seg, shmt_death_cursor *cursor, shmt_death *out)
+
     ctypedef struct shmt_slot:
         uint8_t *data
         uint64_t word
@@ -102,6 +124,7 @@ cdef extern from "shmt.h" nogil:
     int shmt_slot_acquire_many(shmt_segment *seg, uint32_t n, int64_t deadline_ns, uint64_t *words, shmt_slot *first)
     int shmt_slot_release(shmt_segment *seg, const shmt_slot *slot)
     int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n)
+    int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot)
 
     void shmt_spin_set(shmt_segment *seg, uint32_t spin_us)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from shmtensor._core import Buffer
+from shmtensor.deaths import Death, Watch
 from shmtensor.errors import ShmLayoutError, ShmNoSpaceError, ShutDown, error_from
 from shmtensor.segments import check_int, check_name, from_handle, handle_of, no_space, opened
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
@@ -189,6 +190,39 @@ class TensorBuffer(Buffer):
 
     def __bool__(self) -> bool:
         return True  # an empty buffer is still a buffer
+
+    # ---- the dead
+
+    def deaths(self) -> list[Death]:
+        """Who died since the last call, and what they held; looks for the dead first (see reclaim()). Never waits.
+
+        What died before this process created, attached or received the buffer is not told.
+        """
+        self.reclaim()
+        return self._listen().take()
+
+    def on_death(self, callback: Callable[[Death], Any]) -> Callable[[Death], Any]:
+        """Has ``callback(death)`` called in this process for each member that dies from now on, whoever finds it dead.
+
+        It is called from within this process's own calls: while it waits in claim(), acquire(), put() or get(), at
+        latest 0.1 seconds after the death could be known, and in reclaim() and deaths(). What it raises comes out of
+        that call, which has then taken nothing. Returns ``callback``, so that it can decorate.
+        """
+        self._listen().callbacks.append(callback)
+        return callback
+
+    def _listen(self) -> Watch:
+        if self._watch is None:
+            self._watch = Watch()
+        self._watch.tell(self._deaths(), self._deaths_missed)
+        return self._watch
+
+    def reclaim(self) -> int:
+        """Takes back what dead members held; returns how many members this call found dead. Never waits."""
+        found = super().reclaim()
+        if self._watch is not None:
+            self._listen()
+        return found
 
     # ---- what it is
 

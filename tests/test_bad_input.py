@@ -1032,9 +1032,9 @@ with st.TensorBuffer.create(((None,), "uint8"), slots=8, name="sparse", max_slot
     with open(path, "rb") as f:
         data = bytearray(f.read(1 << 16))
 assert not os.path.exists(path)
-flags = int.from_bytes(data[112:116], "little")
+flags = int.from_bytes(data[120:124], "little")
 assert flags in (1, 3), "SHMT_GROW, perhaps with SHMT_PREFAULT"
-data[112] = 2
+data[120] = 2
 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 os.write(fd, data)
 os.ftruncate(fd, size)

@@ -144,20 +144,20 @@ MUTANTS = [
     ),
     Mutant(
         "a joiner leaves what the last holder of its byte left",
-        "            rc = reclaim_member(seg, id);",
-        "            rc = 0;",
+        "            int died = bury(seg, id);",
+        "            int died = 0;",
         "join_dead",
     ),
     Mutant(
         "a joiner does not count whose byte it takes",
-        "            count_lost(seg, id);\n            shmt_member_announce",
-        "            shmt_member_announce",
+        "            int died = bury(seg, id);",
+        "            int died = reclaim_member(seg, id);",
         "join_dead",
     ),
     Mutant(
         "dead producers are not counted",
-        "        count_lost(seg, id);\n        shmt_member_clear",
-        "        shmt_member_clear",
+        "        shmt_add_seq_cst(&seg->header->producers_lost, 1);",
+        "",
         "produce,close_producer",
     ),
     Mutant(

@@ -141,6 +141,26 @@ static void releasing_in_any_order(void) {
 
 /* ---- batches ------------------------------------------------------------------------------------------------------------------ */
 
+static void what_is_requeued_comes_last_and_once(void) {
+    static const uint64_t firsts[] = WRAPS(8);
+    for (int f = 0; f < N_WRAPS; f++) {
+        shmt_segment *seg = make(4, 0, firsts[f]);
+        put(seg, 1);
+        put(seg, 2);
+        shmt_slot slot = get(seg);
+        CHECK_EQ(shmt_slot_requeue(seg, &slot), 0);
+        CHECK_EQ(shmt_slot_requeue(seg, &slot), -ESTALE);
+        CHECK_EQ(shmt_slot_release(seg, &slot), -ESTALE);
+        CHECK_EQ(get_tag(seg), 2);
+        slot = get(seg);
+        CHECK(slot.tag == 1 && slot.tries == 0 && slot.nbytes == 8);
+        CHECK_EQ(shmt_slot_release(seg, &slot), 0);
+        CHECK_EQ(stats_of(seg).free, 4);
+        CHECK_EQ(stats_of(seg).claims, 2);
+        shmt_segment_drop(seg);
+    }
+}
+
 static void batches_are_consecutive(void) {
     const uint64_t firsts[] = WRAPS(16);
     for (int f = 0; f < N_WRAPS; f++) {
@@ -617,11 +637,11 @@ static void nothing_is_lost_at_the_end(void) {
 }
 
 TESTS(TEST(one_item), TEST(what_is_done_twice_is_refused_and_changes_nothing), TEST(results_are_untouched_on_failure),
-      TEST(deadlines), TEST(releasing_in_any_order), TEST(batches_are_consecutive),
-      TEST(a_batch_never_waits_for_more_than_one), TEST(part_of_a_batch), TEST(a_corrupt_size_reaches_nobody),
-      TEST(a_corrupt_reservation_stays_within_the_stride), TEST(every_size_in_a_growing_slot),
-      TEST(after_shutdown_what_is_there_is_drained), TEST(aborting_the_last_one_ends_it_too),
-      TEST(when_all_producers_have_closed), TEST(more_producers_than_expected),
+      TEST(deadlines), TEST(releasing_in_any_order), TEST(what_is_requeued_comes_last_and_once),
+      TEST(batches_are_consecutive), TEST(a_batch_never_waits_for_more_than_one), TEST(part_of_a_batch),
+      TEST(a_corrupt_size_reaches_nobody), TEST(a_corrupt_reservation_stays_within_the_stride),
+      TEST(every_size_in_a_growing_slot), TEST(after_shutdown_what_is_there_is_drained),
+      TEST(aborting_the_last_one_ends_it_too), TEST(when_all_producers_have_closed), TEST(more_producers_than_expected),
       TEST(with_no_number_it_never_ends_by_itself), TEST(a_sleeping_consumer_hears_of_the_end),
       TEST(a_consumer_whose_only_producer_has_died), TEST(who_may_still_produce_is_waited_for),
       TEST(an_expected_producer_that_dies_is_no_end), TEST(a_producer_whose_only_consumer_has_died),

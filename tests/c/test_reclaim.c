@@ -392,6 +392,13 @@ static void consume(void) {
     shmt_store_release(progress, 2);
 }
 
+static void requeue(void) {
+    shmt_slot slot;
+    CHECK_EQ(shmt_slot_try_acquire(victim_of, &slot), 0);
+    CHECK_EQ(shmt_slot_requeue(victim_of, &slot), 0);
+    shmt_store_release(progress, 2);
+}
+
 static void reclaim(void) {
     CHECK_EQ(shmt_reclaim(victim_of), 1);
     shmt_store_release(progress, 2);
@@ -415,6 +422,25 @@ static bool drain(shmt_segment *seg, int *seen, uint32_t *tries) {
     return ordered;
 }
 
+/* The death of the one who read `tag` is told, after what it held. */
+static void told_of(shmt_segment *seg, shmt_death_cursor *cursor, uint64_t tag) {
+    shmt_death death;
+    uint32_t reader = 0;
+    bool told = false;
+    while (!told) {
+        int rc = shmt_death_next(seg, cursor, &death);
+        if (rc == -EAGAIN && cursor->unfinished_ns != 0) {
+            cursor->unfinished_ns -= 2000 * MS; /* whose writer was killed */
+            continue;
+        }
+        CHECK_EQ(rc, 0);
+        if (death.slot != SHMT_NO_SLOT && death.reading && death.tag == tag) {
+            reader = death.member;
+        }
+        told = death.slot == SHMT_NO_SLOT && death.member == reader;
+    }
+}
+
 typedef struct scene {
     void (*prepare)(void);
     void (*body)(void);
@@ -433,6 +459,8 @@ static uint64_t die_everywhere(const scene *s, uint64_t seq_first, uint64_t stri
         int seen[101] = {0};
         uint32_t tries[101] = {0};
         step_child child;
+        shmt_death_cursor cursor;
+        shmt_death_begin(seg, &cursor);
         shmt_store_release(progress, 0);
         put(seg, 1);
         put(seg, 2);
@@ -456,8 +484,11 @@ static uint64_t die_everywhere(const scene *s, uint64_t seq_first, uint64_t stri
             CHECK(seen[1] == 1 || (seen[1] == 0 && (reached >= 1 || (s->flags & SHMT_DROP))));
             CHECK(seen[1] == 0 || reached < 2);
             CHECK(seen[1] == 0 || tries[1] == 0 || (tries[1] == 1 && !(s->flags & SHMT_DROP)));
+        } else if (s->body == requeue) {
+            CHECK(seen[1] == 1 && tries[1] <= 1);
         } else if (s->body == reclaim) {
             CHECK(seen[1] == 1 && tries[1] == 1);
+            told_of(seg, &cursor, 1);
         } else {
             CHECK(ordered && seen[1] == 1);
         }
@@ -493,6 +524,7 @@ static void leave(void) { shmt_segment_drop(victim_of); }
 static void a_producer_dies_anywhere(void) { dies(&(scene){join, produce, false, 0, 2}); }
 static void a_consumer_dies_anywhere(void) { dies(&(scene){join, consume, false, 0, 2}); }
 static void a_consumer_dies_anywhere_with_drop(void) { dies(&(scene){join, consume, false, SHMT_DROP, 3}); }
+static void one_who_requeues_dies_anywhere(void) { dies(&(scene){join, requeue, false, 0, 3}); }
 static void a_reclaimer_dies_anywhere(void) { dies(&(scene){join, reclaim, true, 0, 7}); }
 static void a_member_dies_while_it_joins(void) { dies(&(scene){nothing, join, false, 0, 17}); }
 static void a_member_dies_while_it_leaves(void) { dies(&(scene){join, leave, false, 0, 7}); }
@@ -505,4 +537,5 @@ TESTS(TEST(an_item_in_the_making_is_given_up), TEST(a_published_item_that_the_ri
       TEST(joining_settles_what_the_last_holder_left), TEST(one_reclaimer_at_a_time),
       TEST(a_reclaimer_that_died_half_way), TEST(who_was_taken_for_dead_changes_nothing),
       TEST(a_producer_dies_anywhere), TEST(a_consumer_dies_anywhere), TEST(a_consumer_dies_anywhere_with_drop),
-      TEST(a_reclaimer_dies_anywhere), TEST(a_member_dies_while_it_joins), TEST(a_member_dies_while_it_leaves))
+      TEST(one_who_requeues_dies_anywhere), TEST(a_reclaimer_dies_anywhere), TEST(a_member_dies_while_it_joins),
+      TEST(a_member_dies_while_it_leaves))
