@@ -87,7 +87,8 @@ int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo) {
             stride = config->slot_stride;
         }
         /* Small payloads side by side in pairs of lines: at one per page they would all fall into the same cache set. */
-        uint64_t natural = grow || stride >= SHMT_PAGE / 2 ? SHMT_PAGE : SHMT_PAIR;
+        bool pages = grow || stride >= SHMT_PAGE / 2 || shmt_debug_wanted(); /* debug.c closes them one by one */
+        uint64_t natural = pages ? SHMT_PAGE : SHMT_PAIR;
         stride += stride == 0;
         if (!shmt_round_up(&stride, unit > natural ? unit : natural)) {
             return -EOVERFLOW;

@@ -98,14 +98,6 @@ static int try_claim(shmt_segment *seg, void *arg, shmt_effort effort) {
     return got > 0 ? got : effort == SHMT_LAST ? why_full(seg) : -EAGAIN;
 }
 
-static uint8_t *payload(const shmt_segment *seg, uint32_t index) { return seg->data + index * seg->geo.slot_stride; }
-
-/* What may be touched of a slot, bytes. Of a growing one only what this process knows to be there: it reserved it, or
- * prove() saw it. */
-static uint64_t touchable(const shmt_segment *seg, uint32_t index) {
-    return seg->geo.flags & SHMT_GROW ? seg->mapped[index] : seg->geo.slot_stride;
-}
-
 /* An item is larger than what this process has mapped of its slot: its producer must have reserved and touched all of it.
  * If there is a hole, the size is a lie, and touching it would be SIGBUS or the OOM killer. */
 static int prove(shmt_segment *seg, uint32_t index, uint64_t nbytes) {
@@ -117,7 +109,7 @@ static int prove(shmt_segment *seg, uint32_t index, uint64_t nbytes) {
     shmt_round_up(&want, SHMT_PAGE);
     int rc = shmt_memory_present(seg->fd, seg->geo.data_offset + index * seg->geo.slot_stride, have, want);
     if (rc == 0) {
-        rc = shmt_memory_populate(payload(seg, index), want);
+        rc = shmt_memory_populate(shmt_payload(seg, index), want);
     }
     if (rc == 0) {
         seg->mapped[index] = want;
@@ -139,16 +131,22 @@ static int claim(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *
     if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
     }
+    if (SHMT_UNLIKELY(seg->debug) && shmt_debug_check(seg) != 0) {
+        return -EUCLEAN;
+    }
     int rc = wait_or_give_up(seg, try_claim(seg, r, SHMT_FULL), &seg->header->free_event, deadline_ns, try_claim, r,
                              offsetof(shmt_member_record, claim_waits));
     if (rc > 0) {
         *out = (shmt_slot){
-            .data = payload(seg, r->first),
+            .data = shmt_payload(seg, r->first),
             .word = r->words[0],
-            .nbytes = touchable(seg, r->first),
+            .nbytes = shmt_touchable(seg, r->first),
             .index = r->first,
             .generation = shmt_fork_generation,
         };
+        if (SHMT_UNLIKELY(seg->debug)) {
+            shmt_debug_open(seg, r->first, (uint32_t)rc);
+        }
     }
     return rc;
 }
@@ -173,7 +171,7 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
     if (slot->generation != shmt_fork_generation) {
         return -ESTALE;
     }
-    uint64_t have = touchable(seg, slot->index);
+    uint64_t have = shmt_touchable(seg, slot->index);
     if (nbytes > seg->geo.slot_stride || (nbytes > have && !(seg->geo.flags & SHMT_GROW))) {
         return -EMSGSIZE;
     }
@@ -209,7 +207,7 @@ bool shmt_slot_is_ours(const shmt_slot *slot) { return slot->generation == shmt_
 /* WRITING -> READY -> ring, for one slot; the wake-up is the caller's. */
 static int publish(shmt_segment *seg, uint32_t index, uint64_t word, uint64_t nbytes, uint64_t tag) {
     shmt_slot_header *header = &seg->slots[index];
-    if (nbytes > touchable(seg, index)) {
+    if (nbytes > shmt_touchable(seg, index)) {
         return -EMSGSIZE;
     }
     if (shmt_load_relaxed(&header->word) != word) { /* a second publish must not touch what is another's; P2 decides */
@@ -217,6 +215,9 @@ static int publish(shmt_segment *seg, uint32_t index, uint64_t word, uint64_t nb
     }
     header->nbytes = nbytes; /* plain: ours until P2 */
     header->tag = tag;
+    if (SHMT_UNLIKELY(seg->debug)) {
+        shmt_debug_shut(seg, index, 1);
+    }
     uint64_t gen = shmt_word_gen(word);
     int rc = shmt_slots_change(seg, index, word, shmt_word(SHMT_READY, shmt_word_owner(word), gen));
     if (rc == 0) {
@@ -270,7 +271,11 @@ static int give_back(shmt_segment *seg, const shmt_slot *first, const uint64_t *
     int rc = 0;
     uint32_t done = 0;
     for (uint32_t i = 0; i < n; i++) {
-        int one = shmt_slots_change(seg, first->index + i, words[i], shmt_word(SHMT_FREE, 0, shmt_word_gen(words[i])));
+        uint64_t word = words[i];
+        if (SHMT_UNLIKELY(seg->debug)) {
+            word = shmt_debug_poison(seg, first->index + i, word);
+        }
+        int one = shmt_slots_change(seg, first->index + i, word, shmt_word(SHMT_FREE, 0, shmt_word_gen(word)));
         done += one == 0;
         rc = one != 0 ? one : rc;
     }
@@ -297,6 +302,9 @@ int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint
 int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot) {
     if (slot->generation != shmt_fork_generation) {
         return -ESTALE;
+    }
+    if (SHMT_UNLIKELY(seg->debug)) {
+        shmt_debug_shut(seg, slot->index, 1);
     }
     uint64_t gen = shmt_word_gen(slot->word) + 1;
     uint64_t ready = shmt_word(SHMT_READY | shmt_word_tries(slot->word), shmt_word_owner(slot->word), gen);
@@ -338,7 +346,7 @@ static int try_acquire(shmt_segment *seg, void *arg, shmt_effort effort) {
 static int describe(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot *out) {
     const shmt_slot_header *header = &seg->slots[index];
     *out = (shmt_slot){
-        .data = payload(seg, index),
+        .data = shmt_payload(seg, index),
         .word = word,
         .nbytes = header->nbytes, /* plain: carried by A2 */
         .tag = header->tag,
@@ -346,7 +354,7 @@ static int describe(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot 
         .tries = shmt_word_tries(word),
         .generation = shmt_fork_generation,
     };
-    if (SHMT_LIKELY(out->nbytes <= touchable(seg, index))) {
+    if (SHMT_LIKELY(out->nbytes <= shmt_touchable(seg, index))) {
         return 0;
     }
     return seg->geo.flags & SHMT_GROW ? prove(seg, index, out->nbytes) : -EUCLEAN;
@@ -356,11 +364,17 @@ static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot
     if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
     }
+    if (SHMT_UNLIKELY(seg->debug) && shmt_debug_check(seg) != 0) {
+        return -EUCLEAN;
+    }
     int rc =
         wait_or_give_up(seg, try_acquire(seg, r, deadline_ns == 0 ? SHMT_FULL : SHMT_QUICK), &seg->header->ready_event,
                         deadline_ns, try_acquire, r, offsetof(shmt_member_record, acquire_waits));
     if (rc <= 0) {
         return rc;
+    }
+    if (SHMT_UNLIKELY(seg->debug)) {
+        shmt_debug_open(seg, r->first, (uint32_t)rc);
     }
     shmt_slot first, one;
     int bad = describe(seg, r->first, r->words[0], &first);

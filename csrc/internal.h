@@ -1,8 +1,11 @@
 /* internal.h - the handle, and what each room offers the rooms after it. The order of the sections is the order of the
- * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, deaths, reclaim, lifecycle. A file uses only
+ * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, debug, deaths, reclaim, lifecycle. A file uses only
  * what stands above its own section. */
 #ifndef SHMT_INTERNAL_H
 #define SHMT_INTERNAL_H
+
+#include <stdlib.h>
+#include <string.h>
 
 #include "atomic.h"
 #include "layout.h"
@@ -41,6 +44,8 @@ struct shmt_segment {
     uint32_t spin_us;
     uint32_t ring_shift; /* log2 of geo.ring */
     bool few_hot_slots;  /* claim from index 0: large payloads stay in few warm slots */
+    bool debug;          /* SHMTENSOR_DEBUG */
+    const char *debug_reason;
 
     /* Membership of this process. */
     shmt_atomic32 generation; /* fork generation joined in; 0: not joined or closed (edge M1 publishes the rest) */
@@ -66,6 +71,12 @@ struct shmt_segment {
 
     shmt_segment *next, *prev; /* registry.c's list, for fork */
 };
+
+/* Asked once for each handle. */
+static inline bool shmt_debug_wanted(void) {
+    const char *value = getenv("SHMTENSOR_DEBUG");
+    return value && *value && strcmp(value, "0") != 0;
+}
 
 static inline int shmt_round_up(uint64_t *value, uint64_t unit) {
     if (__builtin_add_overflow(*value, unit - 1, value)) {
@@ -111,6 +122,15 @@ void shmt_segment_free(shmt_segment *seg);
 /* Maps what is reserved, if the creator wanted that. */
 int shmt_segment_populate(const shmt_geometry *geo, uint8_t *base);
 
+static inline uint8_t *shmt_payload(const shmt_segment *seg, uint32_t index) {
+    return seg->data + index * seg->geo.slot_stride;
+}
+/* What may be touched of a slot, bytes. Of a growing one only what this process knows to be there: it reserved it, or saw
+ * that it is. */
+static inline uint64_t shmt_touchable(const shmt_segment *seg, uint32_t index) {
+    return seg->geo.flags & SHMT_GROW ? seg->mapped[index] : seg->geo.slot_stride;
+}
+
 /* ---- members.c: lock bytes ------------------------------------------------------------------------------------------------ */
 static inline uint32_t shmt_me(const shmt_segment *seg) {
     /* ordered by M1 */
@@ -149,6 +169,13 @@ typedef enum shmt_effort { SHMT_QUICK, SHMT_FULL, SHMT_LAST } shmt_effort;
 typedef int (*shmt_attempt)(shmt_segment *seg, void *arg, shmt_effort effort);
 int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt, void *arg,
                     void (*slice_over)(shmt_segment *seg));
+
+/* ---- debug.c: slots that are not ours cannot be touched --------------------------------------------------------------------- */
+void shmt_debug_begin(shmt_segment *seg); /* all of them */
+void shmt_debug_open(const shmt_segment *seg, uint32_t index, uint32_t n);
+void shmt_debug_shut(const shmt_segment *seg, uint32_t index, uint32_t n);
+uint64_t shmt_debug_poison(shmt_segment *seg, uint32_t index, uint64_t word);
+int shmt_debug_check(shmt_segment *seg);
 
 /* ---- deaths.c: who died holding what ------------------------------------------------------------------------------------------- */
 void shmt_death_record(shmt_segment *seg, uint32_t id, uint32_t index, uint64_t word, uint64_t tag);

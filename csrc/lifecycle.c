@@ -16,6 +16,14 @@ static void remove_name_if_last(const shmt_segment *seg) {
     }
 }
 
+/* Joins, with every slot closed if somebody wants to know who touches what is not theirs. */
+static int join(shmt_segment *seg) {
+    if (seg->debug) {
+        shmt_debug_begin(seg);
+    }
+    return shmt_member_join(seg);
+}
+
 /* The end of a handle whose last reference is gone, or that never came to life. */
 static void destroy(shmt_segment *seg) {
     shmt_registry_lock(); /* a child forked off meanwhile would keep the lock, not knowing that it has it */
@@ -46,7 +54,7 @@ int shmt_segment_create(const shmt_config *config, shmt_segment **out) {
     if (rc != 0) {
         return rc;
     }
-    rc = shmt_member_join(seg); /* before it has its name: a sweep must find it in use */
+    rc = join(seg); /* before it has its name: a sweep must find it in use */
     if (rc == 0 && config->name) {
         rc = shmt_name_link(seg->fd, path);
     }
@@ -65,7 +73,7 @@ static int attach_file(int fd, const char *name, shmt_segment **out) {
     if (rc != 0) {
         return rc;
     }
-    rc = shmt_member_join(seg);
+    rc = join(seg);
     if ((rc == 0 || rc == -EUSERS) && name && shmt_name_linked(fd) == 0) {
         rc = -ENOENT; /* the last member took the name away while we were opening it */
     }

@@ -134,7 +134,7 @@ int shmt_member_join(shmt_segment *seg) {
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
             rc = shmt_member_lock_any(seg, lock_fd, &id);
         }
-        if (rc == 0 && seg->populated != shmt_fork_generation) {
+        if (rc == 0 && seg->populated != shmt_fork_generation && !seg->debug) { /* closed pages cannot be populated */
             rc = shmt_segment_populate(&seg->geo, seg->base); /* a forked child has the mapping without its pages */
             seg->populated = shmt_fork_generation;
         }

@@ -33,6 +33,7 @@ static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *ba
     seg->spin_us = SPIN_US_DEFAULT;
     seg->ring_shift = geo->ring ? (uint32_t)__builtin_ctz(geo->ring) : 0;
     seg->few_hot_slots = geo->slot_nbytes >= LARGE_PAYLOAD || (geo->flags & SHMT_GROW);
+    seg->debug = shmt_debug_wanted();
     seg->lock_fd = -1;
     seg->cores = 1;
     shmt_store_relaxed(&seg->refs, 1);                   /* nobody else knows this handle yet */

@@ -218,6 +218,9 @@ typedef struct shmt_slot_info {
     uint64_t gen;
 } shmt_slot_info;
 
+/* SHMTENSOR_DEBUG=1: which rule a segment broke when a verb last said -EUCLEAN in this process, or NULL. */
+const char *shmt_debug_reason(const shmt_segment *seg);
+
 int shmt_slot_info_get(shmt_segment *seg, uint32_t index, shmt_slot_info *out);
 
 /* ---- copies: no state, no segment ------------------------------------------------------------------------------------------ */

@@ -11,6 +11,7 @@
 #include "slots.c"
 #include "order.c"
 #include "wait.c"
+#include "debug.c"
 #include "deaths.c"
 #include "reclaim.c"
 #include "lifecycle.c"

@@ -67,7 +67,18 @@ cdef class Buffer(Segment):
         self.unpin()
         if rc == -_ETIMEDOUT:
             return 0
-        return check(rc, "claiming a slot" if verb == CLAIM else "acquiring an item")
+        return self.check_verb(rc, verb)
+
+    cdef int check_verb(self, int rc, int verb) except -1:
+        cdef const char *reason
+        if rc >= 0:
+            return rc
+        what = "claiming a slot" if verb == CLAIM else "acquiring an item"
+        if rc == -_EUCLEAN and self.seg != NULL:
+            reason = shmt_debug_reason(self.seg)
+            if reason != NULL:
+                what += f" ({reason.decode()})"
+        raise error_from(-rc, what)
 
     # ---- producer
 
@@ -117,7 +128,7 @@ cdef class Buffer(Segment):
         cdef int rc = shmt_slot_try_claim(self.open_seg(), &slot.s)
         if rc == -_EAGAIN:
             return None
-        check(rc, "claiming a slot")
+        self.check_verb(rc, CLAIM)
         self.pins += 1
         self.start(slot)
         return slot
@@ -277,7 +288,7 @@ cdef class Buffer(Segment):
         cdef int rc = shmt_slot_try_acquire(self.open_seg(), &slot.s)
         if rc == -_EAGAIN:
             return None
-        check(rc, "acquiring an item")
+        self.check_verb(rc, ACQUIRE)
         self.pins += 1
         self.lend(slot, strict)
         return slot

@@ -43,6 +43,7 @@ cdef class Buffer(Segment):
     cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1
     cdef int wait_slowly(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout,
                          int rc) except -1
+    cdef int check_verb(self, int rc, int verb) except -1
     cdef object spare_take(self, uint32_t index, object handed_out, Field f, const Place *at)
     cdef int start(self, Slot slot) except -1
     cdef int grow(self, shmt_slot *s, uint64_t nbytes, object what) except -1

@@ -34,9 +34,9 @@ cdef extern from "Python.h":
     int get_buffer "PyObject_GetBuffer"(object exporter, Py_buffer *view, int flags) except -1
 
 cdef extern from "errno.h":
-    int EAGAIN, EINTR, ETIMEDOUT, EINVAL, EMSGSIZE, ENOSPC
+    int EAGAIN, EINTR, ETIMEDOUT, EINVAL, EUCLEAN
 
-cdef int _EAGAIN = EAGAIN, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT
+cdef int _EAGAIN = EAGAIN, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT, _EUCLEAN = EUCLEAN
 
 cdef int64_t STEP_NS = 100_000_000  # how long Ctrl-C may have to wait at most
 

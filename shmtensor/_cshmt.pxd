@@ -164,6 +164,8 @@ cdef extern from "shmt.h" nogil:
 
     int shmt_slot_info_get(shmt_segment *seg, uint32_t index, shmt_slot_info *out)
 
+    const char *shmt_debug_reason(const shmt_segment *seg)
+
     void shmt_copy(void *to, const void *source, size_t nbytes)
     void shmt_copy_strided(void *to, const void *source, int ndim, const int64_t *shape, const int64_t *strides,
                            size_t itemsize)
