@@ -1,4 +1,4 @@
-"""The two extension modules. Everything else about the package is in pyproject.toml.
+"""The extension modules. Everything else about the package is in pyproject.toml.
 
 SHMTENSOR_SANITIZE=address,undefined (or thread) and SHMTENSOR_COVERAGE=1 build them for a checker. Give such
 a build a --build-base of its own, as `make asan` does: a change of flags alone rebuilds nothing.
@@ -46,7 +46,11 @@ directives = {
 
 setup(
     ext_modules=cythonize(
-        [extension("_views", ["csrc/copy.c"]), extension("_core", ["csrc/unity.c"])],
+        [
+            extension("_views", ["csrc/copy.c"]),
+            extension("_core", ["csrc/unity.c"]),
+            extension("_codec", []),
+        ],
         build_dir="build/cython",  # the generated C stays out of the source tree
         compiler_directives=directives,
     )

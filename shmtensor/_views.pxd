@@ -69,6 +69,7 @@ cdef class Field:
     cdef int forget(self, uint8_t *slot) noexcept
     cdef int write_table(self, uint8_t *slot, uint64_t offset, const int64_t *dims) noexcept
     cdef int check_seen_by(self, bint torch) except -1
+    cdef object numpy_dtype(self)
     cdef object array(self, const Place *at, object base, bint writeable)
     cdef bint is_array(self, cnp.ndarray array, const Place *at) noexcept
     cdef object array_copy(self, const Place *at)
@@ -86,5 +87,6 @@ cdef class Field:
     cdef int copy_in(self, const Place *at, object x) except -1
 
 
+cdef bint is_packed(int ndim, const int64_t *shape, const int64_t *strides, int64_t itemsize) noexcept
 cdef int find_torch(bint wanted) except -1
 cdef Hold hold_new(void *thing, const Owner *owner)

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+import shmtensor._codec
 import shmtensor._core
 import shmtensor._views
 
@@ -63,6 +64,7 @@ def test_stubs_list_what_the_modules_have() -> None:
         "mypy.stubtest",
         "shmtensor._core",
         "shmtensor._views",
+        "shmtensor._codec",
         "--mypy-config-file=pyproject.toml",
         "--allowlist=tests/typing/stubtest-allowlist.txt",
     )
@@ -108,7 +110,7 @@ def functions(module: ModuleType) -> Iterator[tuple[object, ast.FunctionDef]]:
                 yield inspect.getattr_static(owner, child.name), child
 
 
-@pytest.mark.parametrize("module", [shmtensor._core, shmtensor._views], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [shmtensor._core, shmtensor._views, shmtensor._codec], ids=lambda m: m.__name__)
 def test_stubs_have_the_modules_parameters(module: ModuleType) -> None:
     compared = 0
     for thing, stub in functions(module):

@@ -1,0 +1,55 @@
+# _codec.pxd - what a transport sees of the codec: an object measured, then written to memory; and read from there.
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from shmtensor._views cimport Field, Owner, Source
+
+
+# An array or tensor on its way: where it comes from and, from the start of the message, where it goes.
+ctypedef struct Part:
+    Source source
+    uint64_t offset
+    uint64_t nbytes
+    PyObject *field  # Field
+    Part *next
+
+
+cdef class Encoder:
+    cdef uint8_t *out         # the stream: everything but the payload of large arrays
+    cdef size_t n, size       # its bytes: used, allocated
+    cdef Part *first          # of this message
+    cdef Part *last
+    cdef Part *spare          # for the next one
+    cdef list keep            # what the parts point into
+    cdef dict memo            # id -> index of what was met; ~index while we are in it
+    cdef list buffers         # of a pickled message
+    cdef uint64_t payload     # bytes of the parts so far, with their alignment
+    cdef uint8_t mode, flags
+    cdef bint busy
+    # Of the array that is being looked at: here and not on the stack, which has to hold a thousand levels of nesting.
+    cdef int64_t shape[64]
+    cdef int64_t strides[64]
+    cdef uint8_t order[64]
+
+    cdef int room(self, size_t more) except -1
+    cdef int byte(self, uint8_t value) except -1
+    cdef int number(self, const void *value, size_t nbytes) except -1
+    cdef int text(self, str value) except -1
+    cdef int name(self, bytes value) except -1
+    cdef int part(self, Field f, object x) except -1
+    cdef int node(self, object x) except -1
+    cdef int once(self, object x) except -1
+    cdef int leave(self, object x) except -1
+    cdef int sequence(self, uint8_t code, object items) except -1
+    cdef int mapping(self, dict items) except -1
+    cdef int other(self, object x) except -1
+    cdef int array(self, object x) except -1
+    cdef int tensor(self, object x) except -1
+    cdef void forget(self) noexcept
+    cdef uint64_t measure(self, object x) except 0
+    cdef uint64_t start(self)
+    cdef int by_pickle(self, object x) except -1
+    cdef int write(self, uint8_t *to) except -1
+
+
+cdef object decode(uint8_t *data, uint64_t nbytes, void *thing, const Owner *owner, bint copy)

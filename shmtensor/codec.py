@@ -1,0 +1,172 @@
+"""What the codec asks of pickle: the classes of a message, and the objects that have no form of their own.
+
+An object is encoded in one of two ways (see _codec.pyx). The fast one knows exact types: None, bool, int, float,
+complex, str, bytes, numpy scalars, arrays and tensors, in dicts with text keys, lists, tuples, named tuples and
+dataclasses. One object of any other type, or a cycle, sends the whole message the other way: pickle protocol 5, whose
+stream lies in the same slot, and beside it the buffers that pickle hands out of band.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dataclasses
+import importlib
+import io
+import pickle
+import sys
+from collections import ChainMap
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+
+from shmtensor._views import Field
+from shmtensor.spec import DType, Placed, resolve_dtype
+
+__all__ = [
+    "Pickler",
+    "class_name",
+    "field_of",
+    "find_class",
+    "is_plain_dataclass",
+    "is_plain_namedtuple",
+    "resolve_dtype",
+]
+
+
+_EXTRA: dict[Any, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+
+
+def field_of(dtype: DType) -> Field:
+    """An array of any shape of this dtype, as the views know it."""
+    return Field(Placed("", dtype, (), None, 0, dtype.itemsize, -1))
+
+
+# ---- classes of the fast way -----------------------------------------------------------------------------------------
+
+_BY_DEFAULT = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
+_DEFAULTS = {name: getattr(object, name, None) for name in _BY_DEFAULT}
+
+
+def is_plain_namedtuple(cls: type) -> bool:
+    """What collections.namedtuple or typing.NamedTuple made, and not a subclass with a mind of its own."""
+    return (
+        cls.__bases__ == (tuple,)
+        and type(getattr(cls, "_fields", None)) is tuple
+        and "__getnewargs__" in cls.__dict__
+        and not any(name in cls.__dict__ for name in _BY_DEFAULT if name != "__getnewargs__")
+        and cls not in copyreg.dispatch_table
+        and cls not in _EXTRA
+    )
+
+
+def is_plain_dataclass(cls: type) -> bool:
+    """A dataclass whose instances are their __dict__, as pickle's own default takes them to be."""
+    return (
+        dataclasses.is_dataclass(cls)
+        and type(cls) is type
+        and cls.__dictoffset__ != 0
+        and not any("__slots__" in base.__dict__ for base in cls.__mro__[:-1])
+        and all(getattr(cls, name, None) is default for name, default in _DEFAULTS.items())
+        and cls.__mro__[1:] == tuple(b for b in cls.__mro__[1:] if b is object or dataclasses.is_dataclass(b))
+        and cls not in copyreg.dispatch_table
+        and cls not in _EXTRA
+    )
+
+
+def class_name(cls: type) -> bytes:
+    """How another process finds the class: PicklingError if it cannot, as pickle says."""
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    try:
+        found = find_class(name.encode())
+    except (ImportError, AttributeError) as e:
+        raise pickle.PicklingError(f"cannot send {cls!r}: {name} is not found: {e}") from e
+    if found is not cls:
+        raise pickle.PicklingError(f"cannot send {cls!r}: {name} is another object")
+    return name.encode()
+
+
+def find_class(name: bytes) -> Any:
+    module, _, path = name.decode().partition(":")
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+# ---- pickle, with its buffers in the slot ----------------------------------------------------------------------------
+
+
+def _array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    flat = np.frombuffer(buffer, dtype)
+    return flat.reshape([shape[d] for d in order]).transpose(np.argsort(order))
+
+
+def _tensor(buffer: Any, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...], grad: bool) -> Any:
+    import torch
+
+    kind = getattr(torch, dtype)
+    if 0 in shape:
+        return torch.empty_strided(shape, stride, dtype=kind).requires_grad_(grad)
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(kind).as_strided(shape, stride).requires_grad_(grad)
+
+
+def _parameter(data: Any, grad: bool) -> Any:
+    import torch
+
+    return torch.nn.Parameter(data, grad)
+
+
+def _subclass(data: Any, cls: type, state: dict[str, Any]) -> Any:
+    out = data.as_subclass(cls)
+    out.__dict__.update(state)
+    return out
+
+
+class Pickler(ForkingPickler):
+    """multiprocessing's pickler, except that CPU tensors and arrays lie in the slot: none is shared by descriptor."""
+
+    def __init__(self, out: io.BytesIO, buffers: list[pickle.PickleBuffer]) -> None:
+        # Past ForkingPickler's own __init__, which takes no buffer_callback.
+        super(ForkingPickler, self).__init__(out, 5, buffer_callback=buffers.append)
+        self.dispatch_table: Any = ChainMap(_EXTRA, copyreg.dispatch_table)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is np.ndarray:
+            if obj.flags.forc or obj.dtype.hasobject:
+                return NotImplemented  # numpy's own reduction is out of band, or has to be pickled
+            packed = np.array(obj, order="K")
+            order = tuple(np.argsort([-s for s in packed.strides], kind="stable").tolist())
+            flat = packed.transpose(order).reshape(-1)
+            return _array, (pickle.PickleBuffer(flat.view("u1").data), obj.dtype, obj.shape, order)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(obj, torch.Tensor):
+            return reduce_tensor(torch, obj)
+        return NotImplemented
+
+
+def reduce_tensor(torch: Any, x: Any) -> Any:
+    """As pickle's reducer_override: how a tensor travels. torch's own reductions would share memory by descriptor."""
+    if x.requires_grad and not x.is_leaf:
+        raise RuntimeError(
+            "a tensor that requires grad and is no leaf cannot be sent: detach() it, or send what it was made of"
+        )
+    if x.layout is not torch.strided or x.device.type != "cpu" or x.is_quantized:
+        return NotImplemented  # CUDA: torch's handle; sparse: its parts, which come back here
+    if type(x) is torch.nn.Parameter and not x.__dict__:
+        return _parameter, (x.detach(), x.requires_grad)
+    if type(x) is not torch.Tensor or x.__dict__:
+        if type(x).__reduce_ex__ is not torch.Tensor.__reduce_ex__ or type(x) is torch.nn.Parameter:
+            return x.__reduce_ex__(5)
+        with torch._C.DisableTorchFunctionSubclass():
+            return _subclass, (x.as_subclass(torch.Tensor), type(x), dict(x.__dict__))
+    grad = x.requires_grad
+    x = x.detach().resolve_conj().resolve_neg()
+    order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+    packed = x.permute(order).contiguous()
+    stride = [0] * x.dim()
+    for d, s in zip(order, packed.stride(), strict=True):
+        stride[d] = s
+    flat = packed.reshape(-1).view(torch.uint8).numpy() if packed.numel() else np.empty(0, np.uint8)
+    name = str(x.dtype).removeprefix("torch.")
+    return _tensor, (pickle.PickleBuffer(flat.data), name, tuple(x.shape), tuple(stride), grad)

@@ -1,0 +1,404 @@
+"""Any object to bytes and back: what comes out is what pickle would give, and lies where it should."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import enum
+import pickle
+import typing
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import shmtensor
+from shmtensor._codec import Encoder, decode_from_array, encode_to_array
+
+TREE, PICKLED = 1, 2
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
+class Typed(typing.NamedTuple):
+    x: Any
+    y: Any = 3
+
+
+class Counting(collections.namedtuple("Counting", "a b")):
+    made = 0
+
+    def __new__(cls, a: Any, b: Any) -> Counting:
+        Counting.made += 1
+        return super().__new__(cls, a, b)
+
+
+@dataclasses.dataclass
+class Plain:
+    a: Any
+    b: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.b, str) and self.b == "refuse":
+            raise AssertionError("__post_init__ ran")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    a: Any
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    a: Any
+
+
+@dataclasses.dataclass
+class OwnState:
+    a: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"a": ("by its own state", self.a)}
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Other:
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Other and same(self.x, other.x)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def round_trip(x: Any, *, copy: bool = False) -> Any:
+    return decode_from_array(encode_to_array(x), copy=copy)
+
+
+def mode(x: Any) -> int:
+    return int(encode_to_array(x)[0])
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, of the same types throughout, NaN to NaN."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and (a.tobytes() == b.tobytes() or (a == b).all())
+    if isinstance(a, np.generic):
+        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if isinstance(a, float):
+        return np.float64(a).tobytes() == np.float64(b).tobytes() or a == b
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if dataclasses.is_dataclass(a):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return bool(a == b)
+
+
+# ---- what hypothesis makes of it -------------------------------------------------------------------------------------
+
+ARRAYS = hnp.arrays(
+    hnp.boolean_dtypes()
+    | hnp.integer_dtypes()
+    | hnp.floating_dtypes()
+    | hnp.complex_number_dtypes()
+    | hnp.datetime64_dtypes()
+    | hnp.timedelta64_dtypes()
+    | hnp.byte_string_dtypes(max_len=5)
+    | hnp.unicode_string_dtypes(max_len=5)
+    | hnp.array_dtypes(st.sampled_from(["i4", "f8", "u1"]), max_size=3, allow_subarrays=True),
+    hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7),
+)
+SCALARS = hnp.from_dtype(np.dtype("f4")) | hnp.from_dtype(np.dtype("i8")) | hnp.from_dtype(np.dtype("M8[us]"))
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.complex_numbers(allow_nan=False)
+    | st.text()
+    | st.binary(max_size=3000)
+    | ARRAYS
+    | SCALARS
+    | st.sampled_from([Colour.RED, datetime.date(2026, 11, 23), range(3), Ellipsis, int, bytearray(b"xyz")])
+)
+OBJECTS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text(max_size=8), inner, max_size=5)
+        | st.dictionaries(st.integers() | st.booleans() | st.tuples(st.text(max_size=3)), inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.builds(Pair, inner, inner)
+        | st.builds(Typed, inner, inner)
+        | st.builds(Plain, inner, inner)
+        | st.builds(Frozen, inner)
+        | st.builds(Slotted, inner)
+        | st.builds(Other, inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(OBJECTS, st.booleans())
+def test_any_object_comes_back(x: Any, copy: bool) -> None:
+    assert same(round_trip(x, copy=copy), x if mode(x) == TREE else pickle.loads(pickle.dumps(x, 5)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(OBJECTS)
+def test_an_encoder_that_is_used_again_leaves_nothing_of_the_last_message(x: Any) -> None:
+    encoder = Encoder()
+    first = bytes(encode_to_array(x, encoder))
+    encode_to_array([np.ones(5000), {"other": object}], encoder)
+    again = encode_to_array(x, encoder)
+    assert len(again) == len(first)
+    assert same(decode_from_array(again), round_trip(x))
+
+
+def cut(message: np.ndarray, n: int) -> np.ndarray:
+    room = np.zeros(n + 64, np.uint8)
+    out = room[-room.ctypes.data % 64 :][:n]
+    out[:] = message[:n]
+    return out
+
+
+# Without classes: those are named by a pickle, which is trusted, as multiprocessing trusts it.
+TREES = [
+    {"a": np.arange(300), "b": [1, 2.5, "text", None, (True, b"bytes")], "c": np.float32(2)},
+    [np.zeros((40, 50)).T, {"x": np.ones(3)}, [[[]]]],
+]
+
+
+@pytest.mark.parametrize("x", TREES, ids=["dict", "list"])
+def test_a_message_that_was_cut_off_is_an_error(x: Any) -> None:
+    message = encode_to_array(x)
+    assert message[0] == TREE
+    stream = 24 + int(message[8:16].view(np.uint64)[0])
+    for n in [*range(stream), (len(message) + stream) // 2]:
+        with pytest.raises((shmtensor.ShmLayoutError, UnicodeDecodeError)):
+            decode_from_array(cut(message, n))
+
+
+@pytest.mark.parametrize("x", TREES, ids=["dict", "list"])
+def test_a_message_that_was_changed_is_an_error_or_another_object(x: Any) -> None:
+    message = encode_to_array(x)
+    stream = 24 + int(message[8:16].view(np.uint64)[0])
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(5000):
+        changed = cut(message, len(message))
+        where = rng.integers(1, stream, rng.integers(1, 4))
+        changed[where] = rng.integers(0, 256, len(where))
+        try:
+            repr(decode_from_array(changed))
+        except (shmtensor.ShmLayoutError, UnicodeDecodeError, ImportError, AttributeError):
+            wrong += 1
+    assert wrong > 1000
+
+
+# ---- which way -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        None,
+        1,
+        -(2**63),
+        2**63 - 1,
+        1j,
+        "ü",
+        b"",
+        [],
+        (),
+        {},
+        np.zeros(3),
+        np.float16(1),
+        Pair(1, 2),
+        Typed(1),
+        Plain(1),
+    ],
+)
+def test_exact_types_go_without_pickle(x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    round_trip(x)  # classes are named once
+    monkeypatch.setattr(pickle, "loads", None)
+    message = encode_to_array(x)
+    assert message[0] == TREE
+    assert same(decode_from_array(message), x)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        2**63,
+        "\ud800",
+        {1: 2},
+        Slotted(1),
+        OwnState(1),
+        Colour.RED,
+        np.zeros(1, object),
+        np.ma.array([1]),
+        collections.OrderedDict(a=1),
+        collections.defaultdict(list, a=[1]),
+        Other(1),
+        {1, 2},
+        True.__class__,
+    ],
+    ids=repr,
+)
+def test_others_go_by_pickle(x: Any) -> None:
+    assert mode(x) == PICKLED
+    back = round_trip(x)
+    assert type(back) is type(x)
+    assert same(back, pickle.loads(pickle.dumps(x)))
+
+
+def test_nothing_of_a_class_runs_again() -> None:
+    plain = Plain(1)
+    plain.b = "refuse"
+    assert round_trip(plain).b == "refuse"
+    made = Counting.made
+    assert round_trip(Counting(1, 2)) == (1, 2)
+    assert Counting.made <= made + 2  # once here, and once by pickle, which calls __new__
+
+
+def test_attributes_beside_the_fields_come_along() -> None:
+    x = Plain(1)
+    x.extra = [5]  # type: ignore[attr-defined]
+    assert round_trip(x).extra == [5]
+
+
+def test_classes_that_cannot_be_found() -> None:
+    Local = collections.namedtuple("Local", "a")
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        encode_to_array(Local(1))
+    Lost = collections.namedtuple("Lost", "a")
+    Lost.__module__, Lost.__qualname__ = __name__, "Lost"
+    globals()["Lost"] = Lost
+    message = encode_to_array(Lost(1))
+    del globals()["Lost"]
+    with pytest.raises(AttributeError):
+        decode_from_array(message)
+
+
+# ---- identity --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_shared_stays_shared() -> None:
+    part, array = [1], np.arange(1000)
+    a, b, (c, d), e = round_trip([part, part, (array, array), {"part": part}])
+    assert a is b is e["part"]
+    assert c is d
+    assert a is not part
+
+
+def test_what_is_equal_and_not_shared_stays_apart() -> None:
+    a, b = round_trip([[1], [1]])
+    assert a is not b
+
+
+def test_cycles() -> None:
+    x: list[Any] = [1]
+    x.append({"self": x})
+    back = round_trip(x)
+    assert back[1]["self"] is back
+    holder = Plain(None)
+    holder.a = holder
+    back = round_trip(holder)
+    assert back.a is back
+
+
+def test_depth_and_width() -> None:
+    wide = {"leaf": [np.full(2, i) for i in range(10_000)], "n": list(range(10_000))}
+    assert same(round_trip(wide), wide)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(RecursionError):
+        encode_to_array(deep)
+    assert round_trip([1]) == [1]
+
+
+def test_generators_and_other_things_that_cannot_be_sent() -> None:
+    with open(__file__) as file, pytest.raises(TypeError):
+        encode_to_array(file)
+    for x in ((i for i in range(3)), lambda: 1):
+        with pytest.raises((TypeError, pickle.PicklingError, AttributeError)):
+            encode_to_array([np.zeros(3), x])
+
+
+def test_an_object_that_encodes_another_while_it_is_encoded() -> None:
+    encoder = Encoder()
+
+    class Nosy:
+        def __reduce__(self) -> Any:
+            return bytes, (bytes(encode_to_array(1, encoder)),)
+
+    with pytest.raises(RuntimeError, match="in use"):
+        encode_to_array(Nosy(), encoder)
+    assert decode_from_array(encode_to_array(2, encoder)) == 2
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------------------
+
+GRID = np.arange(60 * 50 * 4, dtype=np.int32).reshape(60, 50, 4)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [GRID, GRID.T, GRID.transpose(1, 0, 2), GRID[::2], GRID[:, ::-1], GRID[:0], GRID[5, 5, 3], GRID[5, 5, 3, ...],
+     np.broadcast_to(GRID[0], GRID.shape), np.asfortranarray(GRID), np.asfortranarray(GRID[:2, :2, 0])],
+)  # fmt: skip
+def test_layout(x: np.ndarray) -> None:
+    for pickled in (False, True):
+        back = round_trip([x, {1}] if pickled else [x])[0]
+        assert same(back, x)
+        if isinstance(x, np.ndarray):
+            assert back.flags.f_contiguous == x.flags.f_contiguous
+            assert back.flags.writeable
+
+
+def test_large_arrays_are_views_and_small_ones_are_not() -> None:
+    large, small = np.arange(1000), np.arange(3)
+    message = encode_to_array({"large": large, "small": small})
+    back = decode_from_array(message)
+    assert np.shares_memory(back["large"], message)
+    assert back["large"].ctypes.data % 64 == 0
+    assert not np.shares_memory(back["small"], message)
+    copied = decode_from_array(message, copy=True)
+    assert not np.shares_memory(copied["large"], message)
+    message = encode_to_array([{1}, large])  # by pickle
+    assert np.shares_memory(decode_from_array(message)[1], message)
+    assert not np.shares_memory(decode_from_array(message, copy=True)[1], message)
+
+
+def test_the_message_lives_as_long_as_a_view_of_it() -> None:
+    import weakref
+
+    message = encode_to_array([np.arange(1000), np.arange(3)])
+    back = decode_from_array(message)
+    gone = weakref.ref(message)
+    small, part = back[1], back[0][10:]
+    del message, back
+    assert gone() is not None
+    assert part[0] == 10
+    del part
+    assert gone() is None
+    assert small.tolist() == [0, 1, 2]
+
+
+def test_only_the_view_is_copied_and_not_what_it_is_a_view_of() -> None:
+    assert len(encode_to_array(np.zeros(10**6)[::1000])) < 20_000
