@@ -319,13 +319,14 @@ cdef class Buffer(Segment):
             f.check_seen_by(torch)
         return 0
 
-    cdef object item(self, shmt_slot *s, bint copy, bint torch):
-        """An acquired slot as arrays. If one cannot be made, for want of memory, the item is handed out again."""
+    cdef object item(self, shmt_slot *s, bint copy, bint torch, bint requeue=False):
+        """An acquired slot as arrays. If one cannot be made, for want of memory, the item is handed out again; what is
+        wrong with the item itself, only with ``requeue``: else it would come back for ever."""
         cdef Hold hold = hold_new(self.lease_of(s, &s.word, 1), &LEASE)
         try:
             return self.arrays(s, hold, copy, torch)
-        except BaseException:
-            if self.seg != NULL:
+        except BaseException as e:
+            if self.seg != NULL and (requeue or isinstance(e, MemoryError)):
                 shmt_slot_requeue(self.seg, s)  # and what `hold` then releases is not its own any more
             raise
 
@@ -357,9 +358,9 @@ cdef class Buffer(Segment):
         while len(out) < n and self.seg != NULL and shmt_slot_try_acquire(self.seg, &s) == 0:
             self.pins += 1
             try:
-                out.append(self.item(&s, copy, torch))
+                out.append(self.item(&s, copy, torch, True))
             except Exception:
-                break  # what there is must not be lost with it; the next call will meet the same
+                break  # what there is must not be lost with it; it raises when it is the first of a call
         return out
 
     # ---- the whole buffer

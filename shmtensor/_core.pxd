@@ -51,7 +51,7 @@ cdef class Buffer(Segment):
     cdef shmt_lease *lease_of(self, const shmt_slot *first, const uint64_t *words, uint32_t n) except NULL
     cdef int lend(self, Slot slot, bint strict) except -1
     cdef int check_seen_by(self, bint torch) except -1
-    cdef object item(self, shmt_slot *s, bint copy, bint torch)
+    cdef object item(self, shmt_slot *s, bint copy, bint torch, bint requeue=*)
     cdef object arrays(self, shmt_slot *s, Hold hold, bint copy, bint torch)
     cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch)
 
