@@ -37,6 +37,12 @@ class TensorBuffer(Buffer):
 
     __slots__ = ()
 
+    def __init__(self, *args: object, **options: object) -> None:
+        raise TypeError(
+            f"{type(self).__name__}() opens nothing: use {type(self).__name__}.create(spec, slots=8) for a new buffer, "
+            "or .attach(name) for one that another process created"
+        )
+
     @classmethod
     def create(
         cls,
@@ -107,7 +113,7 @@ class TensorBuffer(Buffer):
             stride = _default_stride() if max_slot_nbytes is None else max_slot_nbytes
             stride = min(max(stride, parsed.nbytes), (2**46 - 2**32) // slots)
 
-        self = cls()
+        self = cls.__new__(cls)
         rc = self._create(
             name=name,
             slot_nbytes=0 if grow else parsed.nbytes,
@@ -139,13 +145,13 @@ class TensorBuffer(Buffer):
             raise TypeError("name must be a str: an anonymous buffer is passed to a process, not attached by name")
         check_name(name)
         check_int("spin_us", spin_us, 0, 10**9)
-        self = cls()
+        self = cls.__new__(cls)
         opened(self, self._attach(name), f"attaching to buffer {name!r}", name)
         return self._attached(spin_us)
 
     @classmethod
     def _from_fd(cls, fd: int) -> TensorBuffer:
-        self = cls()
+        self = cls.__new__(cls)
         opened(self, self._attach_fd(fd), "attaching to a buffer by descriptor")
         return self._attached(50)
 

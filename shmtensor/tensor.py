@@ -33,6 +33,13 @@ class SharedTensor(Array):
 
     # ---- making one
 
+    def __init__(self, *args: object, **options: object) -> None:
+        name = type(self).__name__
+        raise TypeError(
+            f"{name}() opens nothing: use {name}.from_array(x), .zeros(shape, dtype), .full() or .empty() for a new "
+            "one, or .attach(name) for one that another process created"
+        )
+
     @classmethod
     def empty(
         cls,
@@ -64,7 +71,7 @@ class SharedTensor(Array):
         check_name(name)
         check_int("members", members, 1, 4095)
         nbytes = spec.nbytes
-        self = cls()
+        self = cls.__new__(cls)
         parallel = prefault and nbytes >= _PARALLEL_FROM
         rc = self._create(
             name=name,
@@ -132,13 +139,13 @@ class SharedTensor(Array):
         if name is None:
             raise TypeError("name must be a str: an anonymous array is passed to a process, not attached by name")
         check_name(name)
-        self = cls()
+        self = cls.__new__(cls)
         opened(self, self._attach(name), f"attaching to SharedTensor {name!r}", name)
         return self._attached()
 
     @classmethod
     def _from_fd(cls, fd: int) -> SharedTensor:
-        self = cls()
+        self = cls.__new__(cls)
         opened(self, self._attach_fd(fd), "attaching to a SharedTensor by descriptor")
         return self._attached()
 

@@ -298,8 +298,34 @@ def test_a_closed_buffer(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_buffer_that_was_never_opened(verb: str) -> None:
+    """No way leads there but __new__: not even that crashes."""
     with pytest.raises((st.ClosedError, TypeError)):
-        VERBS[verb](st.TensorBuffer())
+        VERBS[verb](st.TensorBuffer.__new__(st.TensorBuffer))
+
+
+def test_the_bare_classes_say_how_to_get_one() -> None:
+    for arguments in ((), (SPEC,), (SPEC, 8)):
+        with pytest.raises(TypeError, match=r"TensorBuffer\.create\(.*\.attach\(name\)"):
+            st.TensorBuffer(*arguments)
+        with pytest.raises(TypeError, match=r"SharedTensor\.from_array\(.*\.attach\(name\)"):
+            st.SharedTensor(*arguments)
+    with pytest.raises(TypeError, match=r"TensorBuffer\.create\("):
+        st.TensorBuffer(spec=SPEC, slots=2)
+
+
+def test_a_subclass_is_made_by_the_same_ways() -> None:
+    class Frames(st.TensorBuffer):
+        pass
+
+    class Weights(st.SharedTensor):
+        pass
+
+    with Frames.create(NUMBER, slots=1, name=unique_name()) as frames, Frames.attach(frames.name) as same:
+        assert type(frames) is type(same) is Frames
+    with Weights.zeros(3, "int8") as weights:
+        assert type(weights) is Weights
+    with pytest.raises(TypeError, match=r"Frames\.create\("):
+        Frames()
 
 
 @pytest.mark.parametrize(
