@@ -14,7 +14,7 @@ from typing import Any
 from shmtensor._core import Buffer
 from shmtensor.deaths import Death, Watch
 from shmtensor.errors import ShmLayoutError, ShmNoSpaceError, ShutDown, error_from
-from shmtensor.segments import check_int, check_name, from_handle, handle_of, no_space, opened
+from shmtensor.segments import NBYTES_MAX, check_int, check_name, check_total, from_handle, handle_of, no_space, opened
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
 
 __all__ = ["TensorBuffer"]
@@ -111,7 +111,9 @@ class TensorBuffer(Buffer):
         stride = 0
         if grow:
             stride = _default_stride() if max_slot_nbytes is None else max_slot_nbytes
-            stride = min(max(stride, parsed.nbytes), (2**46 - 2**32) // slots)
+            stride = min(max(stride, parsed.nbytes), (NBYTES_MAX - 2**32) // slots)
+        what = f"creating a buffer of {slots} slots of {parsed.nbytes:,} bytes" + (f" named {name!r}" if name else "")
+        check_total(what, parsed.nbytes * slots, "lower slots=, or make the fields smaller")
 
         self = cls.__new__(cls)
         rc = self._create(
@@ -128,8 +130,13 @@ class TensorBuffer(Buffer):
             seq_first=_seq_first,
             meta=parsed.dumps(),
         )
-        what = f"creating a buffer of {slots} slots of {parsed.nbytes:,} bytes" + (f" named {name!r}" if name else "")
         opened(self, rc, what, name, 0 if grow else parsed.nbytes * slots)
+        if grow and (room := int(self._info["slot_stride"])) < parsed.nbytes:
+            self.close()
+            raise ShmNoSpaceError(
+                errno.ENOMEM,
+                f"{what}: there is address space for {room:,} bytes each; lower slots=, or see `ulimit -v`",
+            )
         self._set_spec(parsed, spin_us)
         return self
 

@@ -62,10 +62,7 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
         ShutDown,
         "the stream has ended: by shutdown(), or because as many producers have closed as producers= says",
     ),
-    errno.EOWNERDEAD: (
-        PeersGone,
-        "nobody is left alive who could end the wait: the peers died, or the consumers have closed; start them again",
-    ),
+    errno.EOWNERDEAD: (PeersGone, "nobody is left who could end this wait; start the peers again"),
     errno.ETIMEDOUT: (TimeoutError, "the time-out passed"),
     errno.EUCLEAN: (ShmLayoutError, "its contents in shared memory are corrupt"),
     errno.EBADMSG: (ShmLayoutError, "it is not a shmtensor segment"),
@@ -80,13 +77,26 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
         "/proc is not mounted: creating a segment needs it, and so does joining an anonymous one; mount it",
     ),
     errno.EINVAL: (ValueError, "an argument is out of range"),
-    errno.EOVERFLOW: (ValueError, "the sizes overflow: lower slots= or max_slot_nbytes="),
+    errno.EOVERFLOW: (
+        ValueError,
+        "with what describes its slots it is larger than 2**46 bytes (64 TiB), the most there can be: lower slots=",
+    ),
     errno.ENAMETOOLONG: (ValueError, "the name is longer than 200 characters"),
+}
+
+#: What PeersGone says, by the verb that it ended.
+_GONE = {
+    "claiming a slot": "no consumer is left: they died or closed, and every slot holds an item that nobody acquired; "
+    "start a consumer and claim again",
+    "acquiring an item": "no producer is left: at least one died before it could close(), and everything published was "
+    "acquired; start a producer and acquire again, or take it as the end of the stream",
 }
 
 
 def error_from(code: int, what: str) -> Exception:
     """The exception for errno ``code``, saying ``what`` failed."""
     cls, hint = _TABLE.get(code, (OSError, os.strerror(code)))
+    if code == errno.EOWNERDEAD:
+        hint = _GONE.get(what, hint)
     message = f"{what}: {hint}"
     return cls(code, message) if issubclass(cls, OSError) and cls is not TimeoutError else cls(message)

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from shmtensor._core import Segment, memory_left
 from shmtensor.errors import ShmNoSpaceError, error_from
 
+#: The most that one segment can have, bytes: SHMT_NBYTES_MAX of csrc/layout.h.
+NBYTES_MAX = 2**46
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 #: Every segment that this process has open.
@@ -57,6 +59,14 @@ def check_int(label: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{label} must be {low}..{high}, not {value}")
 
 
+def check_total(what: str, nbytes: int, knobs: str) -> None:
+    """Raises ValueError if a payload of ``nbytes`` is more than any segment can have, whatever the machine."""
+    if nbytes > NBYTES_MAX:
+        raise ValueError(
+            f"{what}: {nbytes:,} bytes in all; at most {NBYTES_MAX:,} (64 TiB) are possible in one segment: {knobs}"
+        )
+
+
 def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes: int = 0) -> None:
     """Raises for the -errno of a create or an attach, saying what would help."""
     if rc == 0:
@@ -75,7 +85,11 @@ def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes
     if rc == -errno.EEXIST:
         raise FileExistsError(errno.EEXIST, f"{what}: the name is in use; attach to it, or choose another")
     if rc == -errno.ENOENT and name is not None:
-        raise FileNotFoundError(errno.ENOENT, f"{what}: there is no segment of this name")
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"{what}: there is no segment of this name; start the process that creates it first, or create() it here "
+            "(a name goes when its last process has closed)",
+        )
     raise error_from(-rc, what)
 
 

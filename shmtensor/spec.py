@@ -248,8 +248,10 @@ def _walk(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Fiel
     """(path, Field) of each leaf of a user's spec, in order."""
     where = f"field {path!r:.80}: " if path else ""
     if isinstance(node, Mapping):
-        if not node or depth >= MAX_DEPTH:
-            raise ValueError(f"{where}a dict of fields must not be empty, nor nested more than {MAX_DEPTH} deep")
+        if depth >= MAX_DEPTH:
+            raise ValueError(f"{where}dicts of fields cannot be nested more than {MAX_DEPTH} deep")
+        if not node:
+            raise ValueError(f"{where}the dict of fields is empty: name at least one, as in {{'x': {_EXAMPLE}}}")
         for name, child in node.items():
             if not isinstance(name, str):
                 raise TypeError(f"{where}a name must be a str, not {name!r:.80}")
@@ -258,7 +260,7 @@ def _walk(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Fiel
             yield from _walk(child, f"{path}.{name}" if path else name, depth + 1)
     elif isinstance(node, Field):
         yield path, node
-    elif isinstance(node, (tuple, list)) and len(node) == 2:
+    elif isinstance(node, (tuple, list)) and len(node) == 2 and not _is_shape(node):
         try:
             yield path, Field(*node)
         except TypeError as e:
@@ -266,7 +268,25 @@ def _walk(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Fiel
         except ValueError as e:
             raise ValueError(f"{where}{e}") from e
     else:
-        raise TypeError(f"{where}expected (shape, dtype), a Field or a dict of them, not {node!r:.80}")
+        raise TypeError(f"{where}expected (shape, dtype), a Field or a dict of them{_but_got(node)}")
+
+
+_EXAMPLE = '((3, 224, 224), "uint8")'
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, (tuple, list)) and len(x) > 0 and all(n is None or hasattr(type(n), "__index__") for n in x)
+
+
+def _but_got(node: Any) -> str:
+    """The rest of the message about what is no (shape, dtype): what it may have been meant to be."""
+    if _is_shape(node):
+        return f', but {node!r:.80} is a shape alone: ({tuple(node)!r:.80}, "float32")'
+    if isinstance(node, (tuple, list)) and len(node) > 2 and _is_shape(node[:-1]):
+        return f", not {node!r:.80}: the shape has brackets of its own, ({tuple(node[:-1])!r:.80}, {node[-1]!r:.20})"
+    if hasattr(node, "shape") and hasattr(node, "dtype") and not isinstance(node, type):
+        return ", not an array: (x.shape, x.dtype) describes one"
+    return f", as in {_EXAMPLE}, not {node!r:.80}"
 
 
 def _nest(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:

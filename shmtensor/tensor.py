@@ -12,7 +12,7 @@ import numpy as np
 
 from shmtensor._core import Array, Segment
 from shmtensor.errors import ShmLayoutError, error_from
-from shmtensor.segments import check_int, check_name, from_handle, handle_of, opened
+from shmtensor.segments import check_int, check_name, check_total, from_handle, handle_of, opened
 from shmtensor.spec import Field, Spec, resolve_dtype
 
 __all__ = ["SharedTensor"]
@@ -71,6 +71,8 @@ class SharedTensor(Array):
         check_name(name)
         check_int("members", members, 1, 4095)
         nbytes = spec.nbytes
+        what = f"creating a SharedTensor of {nbytes:,} bytes" + (f" named {name!r}" if name else "")
+        check_total(what, nbytes, "make it smaller")
         self = cls.__new__(cls)
         parallel = prefault and nbytes >= _PARALLEL_FROM
         rc = self._create(
@@ -82,13 +84,7 @@ class SharedTensor(Array):
             huge_pages=huge_pages,
             meta=spec.dumps(),
         )
-        opened(
-            self,
-            rc,
-            f"creating a SharedTensor of {nbytes:,} bytes" + (f" named {name!r}" if name else ""),
-            name,
-            nbytes,
-        )
+        opened(self, rc, what, name, nbytes)
         self._set_spec(spec)
         if parallel:
             _prefault(self, nbytes)

@@ -491,6 +491,9 @@ def test_the_image_itself_is_sound(name: str, image: bytes) -> None:
 
 
 def test_attach_to_nothing(name: str) -> None:
+    for attach in (st.TensorBuffer.attach, st.SharedTensor.attach):
+        with pytest.raises(FileNotFoundError, match=r"start the process that creates it first, or create\(\) it here"):
+            attach(name)
     attach_all(name, FileNotFoundError)
 
 
@@ -637,10 +640,26 @@ def test_more_than_there_is_memory(named: bool, prefault: bool) -> None:
         st.SharedTensor.zeros(4 * each, "uint8", name=name, prefault=prefault)
 
 
-def test_larger_than_any_address_space() -> None:
-    for spec, slots in ((((2**44,), "uint8"), 1000), (((2**46,), "uint8"), 1), (((2**45,), "uint8"), 65535)):
-        with pytest.raises((st.ShmNoSpaceError, ValueError), match=r"slots|bytes"):
-            st.TensorBuffer.create(spec, slots=slots)
+@pytest.mark.parametrize(
+    ("spec", "slots"),
+    [
+        (((2**44,), "uint8"), 1000),
+        (((2**45,), "uint8"), 65535),
+        (((2**46 + 1,), "uint8"), 1),
+        ({"text": ((None,), "uint8"), "x": ((2**45,), "uint8")}, 8),
+    ],
+)
+def test_larger_than_any_segment(spec: Any, slots: int) -> None:
+    """Whatever the machine has; a growing buffer too, whose slots could not hold one item."""
+    with pytest.raises(ValueError, match=r"bytes in all; at most 70,368,744,177,664 \(64 TiB\) are possible.*slots="):
+        st.TensorBuffer.create(spec, slots=slots)
+
+
+def test_larger_than_any_segment_by_a_header() -> None:
+    with pytest.raises(ValueError, match=r"larger than 2\*\*46 bytes \(64 TiB\)"):
+        st.TensorBuffer.create(((2**46,), "uint8"), slots=1)
+    with pytest.raises(ValueError, match=r"at most 70,368,744,177,664 \(64 TiB\) are possible"):
+        st.SharedTensor.empty(2**46 + 1, "uint8")
 
 
 def test_members_run_out(name: str) -> None:
@@ -712,6 +731,7 @@ with st.TensorBuffer.create(any, slots=8) as buffer:
         raise AssertionError
 for make in (
     lambda: st.TensorBuffer.create(((500 << 20,), "uint8"), slots=1),
+    lambda: st.TensorBuffer.create({"x": ((500 << 20,), "uint8"), "text": any}, slots=1),
     lambda: st.SharedTensor.empty(500 << 20, "uint8"),
 ):
     try:

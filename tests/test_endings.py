@@ -1,0 +1,69 @@
+"""How a process ends, and what those who wait for it are told: by close(), by an exception, by a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+from support import SECONDS, Crew, hear, leaves_nothing
+
+import shmtensor as st
+
+NUMBER = ((), "int64")
+WAITS: dict[str, Callable[[st.TensorBuffer], Any]] = {
+    "claim": lambda b: b.claim(timeout=SECONDS),
+    "put": lambda b: b.put(1, timeout=SECONDS),
+    "claim_many": lambda b: b.claim_many(2, timeout=SECONDS),
+    "acquire": lambda b: b.acquire(timeout=SECONDS),
+    "get": lambda b: b.get(timeout=SECONDS),
+    "acquire_many": lambda b: b.acquire_many(2, timeout=SECONDS),
+    "iterate": lambda b: list(b),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    with leaves_nothing():
+        yield
+
+
+def killed(crew: Crew, connection: Connection) -> None:
+    hear(connection)
+    crew.processes[-1].kill()
+    crew.processes[-1].join()
+    crew.processes.pop()
+
+
+def put_and_stay(connection: Connection, buffer: st.TensorBuffer) -> None:
+    buffer.put(7)
+    connection.send("put")
+    connection.recv()
+
+
+def get_and_stay(connection: Connection, buffer: st.TensorBuffer) -> None:
+    buffer.get(timeout=SECONDS, copy=True)
+    connection.send("got")
+    connection.recv()
+
+
+@pytest.mark.parametrize("verb", ["acquire", "get", "acquire_many", "iterate"])
+def test_a_killed_producer_is_no_end_but_an_error_that_says_so(verb: str) -> None:
+    with st.TensorBuffer.create(NUMBER, slots=2) as buffer, Crew() as crew:
+        killed(crew, crew.start(put_and_stay, buffer))
+        assert buffer.get(timeout=SECONDS, copy=True) == 7  # what it published is not lost
+        with pytest.raises(st.PeersGone, match=r"acquiring an item: no producer is left: .*start a producer"):
+            WAITS[verb](buffer)
+
+
+@pytest.mark.parametrize("verb", ["claim", "put", "claim_many"])
+def test_killed_consumers_are_an_error_that_says_so(verb: str) -> None:
+    with st.TensorBuffer.create(NUMBER, slots=2) as buffer, Crew() as crew:
+        buffer.put(1)
+        killed(crew, crew.start(get_and_stay, buffer))
+        buffer.reclaim()
+        while buffer.stats()["free"]:
+            buffer.put(2)
+        with pytest.raises(st.PeersGone, match=r"claiming a slot: no consumer is left: .*start a consumer"):
+            WAITS[verb](buffer)
