@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import atexit
 import errno
+import hmac
 import os
 import re
 import weakref
-from multiprocessing import reduction, util
+from multiprocessing import AuthenticationError, process, reduction, util
 from typing import Any, Protocol
 
 from shmtensor._core import Segment, memory_left
-from shmtensor.errors import ShmNoSpaceError, error_from
+from shmtensor.errors import ShmError, ShmNoSpaceError, error_from
 
 #: The most that one segment can have, bytes: SHMT_NBYTES_MAX of csrc/layout.h.
 NBYTES_MAX = 2**46
@@ -118,15 +119,34 @@ class _Attachable(Protocol):
 def handle_of(segment: Segment) -> tuple[Any, ...]:
     """A picklable handle: the name, or a descriptor in multiprocessing's own wrapping."""
     name = segment.name
-    return ("name", name) if name is not None else ("fd", reduction.DupFd(segment._fd))
+    return ("name", name) if name is not None else ("fd", reduction.DupFd(segment._fd), _family())
 
 
-def from_handle(cls: type[_Attachable], kind: str, value: Any) -> Any:
+def _family() -> str:
+    """The same in processes that multiprocessing made of one another: it gives its key to its children."""
+    return hmac.new(bytes(process.current_process().authkey), b"shmtensor", "sha256").hexdigest()
+
+
+def from_handle(cls: type[_Attachable], kind: str, value: Any, family: str = "") -> Any:
     """Attaches to what handle_of() described, in the process where it was unpickled."""
     if kind == "name":
         return cls.attach(value)
-    fd = value.detach()
+    # Asked beforehand: with a wrong key the process that pickled would print a traceback of its own.
+    if family != _family():
+        raise _not_sent(cls, "it was pickled by a process that multiprocessing did not make, nor was made by")
+    try:
+        fd = value.detach()
+    except (OSError, EOFError, AuthenticationError) as e:
+        raise _not_sent(cls, "the process that pickled it has ended, or it was unpickled once already") from e
     try:
         return cls._from_fd(fd)
     finally:
         os.close(fd)
+
+
+def _not_sent(cls: type[Any], why: str) -> ShmError:
+    return ShmError(
+        f"this anonymous {cls.__name__} cannot be attached here: {why}. Anonymous ones pass to processes of "
+        "multiprocessing, as arguments and once each through its queues and pipes; for any other process create it "
+        f"with name= and use {cls.__name__}.attach(name)"
+    )
