@@ -13,6 +13,7 @@ from typing import Any
 
 from shmtensor._core import Buffer
 from shmtensor.deaths import Death, Watch
+from shmtensor.diagnosis import Look, explain, poll
 from shmtensor.errors import ShmLayoutError, ShmNoSpaceError, ShutDown, error_from
 from shmtensor.segments import NBYTES_MAX, check_int, check_name, check_total, from_handle, handle_of, no_space, opened
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
@@ -35,7 +36,8 @@ class TensorBuffer(Buffer):
     Order is first in, first out by publication. Every item goes to one consumer. Slots may be released in any order.
     """
 
-    __slots__ = ()
+    __slots__ = ("_last",)
+    _last: Look
 
     def __init__(self, *args: object, **options: object) -> None:
         raise TypeError(
@@ -270,25 +272,13 @@ class TensorBuffer(Buffer):
 
     # ---- what the extension asks of us
 
-    def _timed_out(self, verb: str, timeout: float) -> TimeoutError:
-        s = self.stats()
-        counts = f"{s['free']} free, {s['writing']} claimed, {s['ready']} published, {s['reading']} acquired"
-        state = f"{self.slots} slots: {counts}"
-        if verb == "claim":
-            likely = (
-                "consumers keep what they acquired: release it, copy it, or raise slots="
-                if s["reading"] >= max(s["ready"], s["writing"])
-                else "consumers are slower than producers, or there are none"
-                if s["ready"] >= s["writing"]
-                else "producers hold claimed slots: publish or abort them"
-            )
-            return TimeoutError(f"no slot became free within {timeout} s ({state}); {likely}")
-        likely = (
-            "a producer is in the middle of writing"
-            if s["writing"]
-            else "producers are slower than consumers, or there are none"
-        )
-        return TimeoutError(f"nothing was published within {timeout} s ({state}); {likely}")
+    def _timed_out(self, verb: str, timeout: float, before: Look | None = None) -> TimeoutError:
+        """``before``: what the slots were doing early in this wait, if that was looked at."""
+        if timeout == 0:
+            return TimeoutError(poll(self, verb))
+        last = getattr(self, "_last", None)  # the look of the last time-out: loops that retry see what does not move
+        self._last = now = Look.at(self)
+        return TimeoutError(explain(self, verb, timeout, now, [look for look in (last, before) if look is not None]))
 
     def _no_room(self, code: int, what: str, nbytes: int) -> Exception:
         if code in (errno.ENOSPC, errno.ENOMEM):
