@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from shmtensor._core import Buffer
 from shmtensor.deaths import Death, Watch
@@ -52,14 +52,14 @@ class TensorBuffer(Buffer):
         *,
         slots: int = 8,
         name: str | None = None,
-        reserve: str | None = None,
+        reserve: Literal["full", "grow"] | None = None,
         max_slot_nbytes: int | None = None,
         members: int = 256,
         producers: int = 1,
         prefault: bool = True,
         huge_pages: bool = False,
         spin_us: int = 50,
-        on_consumer_death: str = "redeliver",
+        on_consumer_death: Literal["redeliver", "drop"] = "redeliver",
         _seq_first: int = 0,
     ) -> TensorBuffer:
         """Creates a buffer and joins it.

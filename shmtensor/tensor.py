@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -15,10 +15,22 @@ from shmtensor.errors import ShmLayoutError, error_from
 from shmtensor.segments import check_int, check_name, check_total, from_handle, handle_of, opened
 from shmtensor.spec import Field, Spec, resolve_dtype
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["SharedTensor"]
 
 #: From this size on, bytes, mapping the pages is split among threads: it is the kernel that zeroes them.
 _PARALLEL_FROM = 64 << 20
+
+
+class _Options(TypedDict, total=False):
+    """The keywords of empty(), for those that pass them on."""
+
+    name: str | None
+    prefault: bool
+    huge_pages: bool
+    members: int
 
 
 class SharedTensor(Array):
@@ -91,12 +103,12 @@ class SharedTensor(Array):
         return self
 
     @classmethod
-    def zeros(cls, shape: int | tuple[int, ...], dtype: Any, **options: Any) -> SharedTensor:
+    def zeros(cls, shape: int | tuple[int, ...], dtype: Any, **options: Unpack[_Options]) -> SharedTensor:
         """As empty(), which is zero already; it says what is meant."""
         return cls.empty(shape, dtype, **options)
 
     @classmethod
-    def full(cls, shape: int | tuple[int, ...], value: Any, dtype: Any, **options: Any) -> SharedTensor:
+    def full(cls, shape: int | tuple[int, ...], value: Any, dtype: Any, **options: Unpack[_Options]) -> SharedTensor:
         """As empty(), every element ``value``; options as empty()."""
         self = cls.empty(shape, dtype, **options)
         try:
@@ -110,7 +122,7 @@ class SharedTensor(Array):
         return self
 
     @classmethod
-    def from_array(cls, array: Any, **options: Any) -> SharedTensor:
+    def from_array(cls, array: Any, **options: Unpack[_Options]) -> SharedTensor:
         """A copy of a numpy array or CPU torch tensor of any strides; options as empty()."""
         if isinstance(array, SharedTensor):
             array = array.numpy() if resolve_dtype(array.dtype).numpy is not None else array.torch()

@@ -14,6 +14,15 @@ def mistakes(buffer: st.TensorBuffer, weights: st.SharedTensor) -> None:
     buffer.slots = 9  # E: misc
     st.TensorBuffer.create((3, "uint8"), 8)  # E: call-arg
     st.TensorBuffer.create((3, "uint8"), reserve=True)  # E: arg-type
+    st.TensorBuffer.create((3, "uint8"), reserve="all")  # E: arg-type
+    st.TensorBuffer.create((3, "uint8"), on_consumer_death="retry")  # E: arg-type
+    st.TensorBuffer.create((3, "uint8"), slot_count=3)  # E: call-arg
+    st.TensorBuffer.attach("x", slots=3)  # E: call-arg
+    st.SharedTensor.empty(3, "uint8", nam="x")  # E: call-arg
+    st.SharedTensor.zeros(3, "uint8", nam="x")  # E: call-arg
+    st.SharedTensor.full(3, 0, "uint8", nam="x")  # E: call-arg
+    st.SharedTensor.from_array([1], nam="x")  # E: call-arg
+    st.SharedTensor.from_array([1], name=3)  # E: arg-type
     with buffer.claim() as slot:
         slot[0]  # E: index
         slot.write("image", "x", "y")  # E: call-overload

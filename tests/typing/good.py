@@ -73,7 +73,8 @@ def share(tensor: torch.Tensor) -> None:
         weights.write(np.zeros(3))
         np.asarray(weights)
         memoryview(weights)
-    st.SharedTensor.full((2, 3), 1.5, "bfloat16").close()
+    st.SharedTensor.full((2, 3), 1.5, "bfloat16", name="ones", prefault=False).close()
+    assert_type(st.SharedTensor.zeros(3, "uint8", members=4, huge_pages=True), st.SharedTensor)
     st.SharedTensor.attach("weights").unlink()
 
 
