@@ -25,7 +25,7 @@ CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
 CFORMATTED := $(CSOURCES) $(wildcard tests/c/*.c tests/c/*.h)
 
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-c test-py asan tsan lint types format bench wheel sdist clean distclean FORCE
+.PHONY: help env build demo test test-c test-py asan tsan lint types docs format bench wheel sdist clean distclean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -82,6 +82,10 @@ $(STAMP)-bench: $(STAMP)-dev | $(STAMP)-build
 	@$(PIP) --no-build-isolation --editable '.[bench]'
 	@touch $@
 
+$(STAMP)-docs: $(STAMP)-dev
+	@$(PIP) --group docs
+	@touch $@
+
 env: $(STAMP)-dev $(STAMP)-torch-$(TORCH) ## make the virtual environment, without building
 
 build: $(STAMP)-build ## compile the extension modules in place (editable install)
@@ -127,6 +131,11 @@ lint: types ## ruff, mypy, cython-lint, clang-format: checks only
 
 types: $(STAMP)-dev ## mypy, strict
 	$(BIN)/mypy
+
+# -E: what autodoc reads is compiled, and Sphinx would not notice that it changed.
+docs: $(STAMP)-build $(STAMP)-docs ## the documentation as a web site in build/docs; warnings are errors
+	@$(BIN)/python -m sphinx -q -E -W --keep-going -b html -d build/docs-cache docs build/docs
+	@echo build/docs/index.html
 
 format: $(STAMP)-dev ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --quiet --fix-only .

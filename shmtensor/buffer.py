@@ -83,7 +83,8 @@ class TensorBuffer(Buffer):
             on_consumer_death: "redeliver" what a dead consumer held (at least once), or "drop" it (at most once).
 
         Raises:
-            TypeError, ValueError: an argument is wrong; FileExistsError: the name is in use.
+            TypeError, ValueError: an argument is wrong.
+            FileExistsError: the name is in use.
             ShmNoSpaceError: memory is short; nothing was touched and nothing is left behind.
         """
         parsed = Spec.parse(spec)
@@ -147,7 +148,8 @@ class TensorBuffer(Buffer):
         """Joins the named buffer that another process of this user created.
 
         Raises:
-            FileNotFoundError: there is none; PermissionError: it is not this user's, or open to others.
+            FileNotFoundError: there is none.
+            PermissionError: it is not this user's, or open to others.
             ShmLayoutError: it is no TensorBuffer, of an incompatible version, or corrupt.
         """
         if name is None:

@@ -74,7 +74,8 @@ class SharedTensor(Array):
             members: how many processes may attach at once; 1..4095.
 
         Raises:
-            TypeError, ValueError: an argument is wrong; FileExistsError: the name is in use.
+            TypeError, ValueError: an argument is wrong.
+            FileExistsError: the name is in use.
             ShmNoSpaceError: memory is short; nothing was touched and nothing is left behind.
         """
         spec = Spec(Field(shape, dtype))
@@ -141,7 +142,8 @@ class SharedTensor(Array):
         """The named array that another process of this user created.
 
         Raises:
-            FileNotFoundError: there is none; PermissionError: it is not this user's, or open to others.
+            FileNotFoundError: there is none.
+            PermissionError: it is not this user's, or open to others.
             ShmLayoutError: it is no SharedTensor, of an incompatible version, or corrupt.
         """
         if name is None:

@@ -86,6 +86,23 @@ def test_figures_are_those_of_stats() -> None:
         assert keys == set(buffer.stats())
 
 
+def test_each_promise_names_tests_and_each_test_file_has_a_promise() -> None:
+    """docs/promises.md: no claim without its test, and no test that nothing is claimed of."""
+    page = (ROOT / "docs" / "promises.md").read_text()
+    table = [line for line in page.split("## Promise by promise")[1].split("\n## ")[0].splitlines() if line[:1] == "|"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    assert [row[0] for row in rows] == [str(n) for n in range(1, len(rows) + 1)]
+    assert len(rows) >= 20
+    for number, _, tests in rows:
+        named = re.findall(r"`(tests/[\w./]+)`", tests)
+        assert named, f"promise {number} names no test"
+        assert [name for name in named if not (ROOT / name).exists()] == [], f"promise {number}"
+    named = set(re.findall(r"`(tests/[\w./]+)`", page))
+    about_the_project = {"demo", "docs", "lint", "readme", "shared_tensor", "typing"}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")} - about_the_project
+    assert {name for name in tests if f"tests/test_{name}.py" not in named} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_files_and_links_exist(page: Path) -> None:
     text = page.read_text()
@@ -97,6 +114,16 @@ def test_files_and_links_exist(page: Path) -> None:
         assert anchor in titles, anchor
     for name in re.findall(r"`((?:csrc|shmtensor|tests|docs|benchmarks|model)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_site_has_every_page_and_every_public_name() -> None:
+    """`make docs` would warn of a name that is not there, but not of what nobody listed."""
+    toctree = (ROOT / "docs" / "index.md").read_text().split("```{toctree}")[1].split("```")[0]
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert set(re.findall(r"^(\w[\w-]*)$", toctree, re.M)) == pages
+    listed = re.findall(r"^\.\. auto\w+:: shmtensor\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    assert set(listed) == {name for name in shmtensor.__all__ if not name.startswith("__")}
+    assert len(listed) == len(set(listed))
 
 
 def test_public_names_in_the_docs_exist() -> None:
