@@ -258,11 +258,12 @@ class TensorBuffer(Buffer):
         if self.closed:
             return "<TensorBuffer closed>"
         s = self.stats()
+        members = f"{s['members']} member{'s' * (s['members'] != 1)}"
         name = f" {self.name!r}" if self.name is not None else ""
         spec = repr(self.spec).removeprefix("Spec")
         return (
             f"<TensorBuffer{name} {spec} slots={self.slots}: {s['free']} free, {s['writing']} writing, "
-            f"{s['ready']} ready, {s['reading']} reading; {s['publishes']} published, {s['members']} members>"
+            f"{s['ready']} ready, {s['reading']} reading; {s['publishes']} published, {members}>"
         )
 
     def __enter__(self) -> TensorBuffer:

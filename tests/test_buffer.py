@@ -571,7 +571,16 @@ def test_repr_is_for_people(images: st.TensorBuffer) -> None:
     images.put({"image": np.zeros((2, 3), "uint8"), "label": 0})
     slot = images.claim()
     text = repr(images)
-    for part in ("image: uint8[2,3]", "label: int64", "slots=4", "2 free", "1 writing", "1 ready", "0 reading"):
+    for part in (
+        "1 member>",
+        "image: uint8[2,3]",
+        "label: int64",
+        "slots=4",
+        "2 free",
+        "1 writing",
+        "1 ready",
+        "0 reading",
+    ):
         assert part in text
     slot.abort()
     name = unique_name()

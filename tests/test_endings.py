@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-from support import SECONDS, Crew, hear, leaves_nothing
+from support import SECONDS, START_METHODS, Crew, hear, leaves_nothing
 
 import shmtensor as st
 
@@ -25,7 +27,7 @@ WAITS: dict[str, Callable[[st.TensorBuffer], Any]] = {
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    with leaves_nothing():
+    with leaves_nothing(of_others=False):
         yield
 
 
@@ -46,6 +48,31 @@ def get_and_stay(connection: Connection, buffer: st.TensorBuffer) -> None:
     buffer.get(timeout=SECONDS, copy=True)
     connection.send("got")
     connection.recv()
+
+
+def put_and_return(connection: Connection, buffer: st.TensorBuffer) -> None:
+    buffer.put(7)
+
+
+def put_and_raise(connection: Connection, buffer: st.TensorBuffer) -> None:
+    sys.stderr = io.StringIO()  # its traceback is no news here
+    buffer.put(7)
+    raise ZeroDivisionError
+
+
+def put_and_raise_within(connection: Connection, buffer: st.TensorBuffer) -> None:
+    with buffer:
+        put_and_raise(connection, buffer)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("work", [put_and_return, put_and_raise, put_and_raise_within])
+def test_a_child_that_returns_or_raises_has_closed(method: str, work: Any) -> None:
+    with st.TensorBuffer.create(NUMBER, slots=2) as buffer, Crew(method) as crew:
+        crew.start(work, buffer)
+        assert [int(item) for item in buffer] == [7]
+        crew.join()
+        del crew.processes[:]
 
 
 @pytest.mark.parametrize("verb", ["acquire", "get", "acquire_many", "iterate"])
