@@ -412,11 +412,11 @@ cdef class Buffer(Segment):
         return out
 
     def _slot_states(self):
-        """(state, owner) of each slot; states: 0 free, 1 writing, 2 ready, 3 reading."""
+        """(state, owner, generation) of each slot; states: 0 free, 1 writing, 2 ready, 3 reading."""
         cdef shmt_slot_info info
         cdef uint32_t i
         out = []
         for i in range(shmt_segment_info(self.open_seg()).slots):
             check(shmt_slot_info_get(self.seg, i, &info), "reading a slot's state")
-            out.append((info.state, info.owner))
+            out.append((info.state, info.owner, info.gen))
         return out

@@ -27,28 +27,18 @@ class Look:
     """What the slots and members were doing at one moment, about."""
 
     when: float  #: time.monotonic()
-    slots: list[tuple[int, ...]]  #: state, owner, and the generation where the extension tells it
+    slots: list[tuple[int, int, int]]  #: state, owner, generation
     members: dict[int, dict[str, Any]]
-    claims: tuple[int, int]  #: the sum of all generations, before and after `slots` was read
 
     @classmethod
     def at(cls, buffer: Buffer) -> Look:
         """Looks, now. No other process is disturbed."""
-        before = _claims(buffer)
-        slots: list[tuple[int, ...]] = list(buffer._slot_states())
         members = {m["id"]: m for m in buffer._members()}
-        return cls(time.monotonic(), slots, members, (before, _claims(buffer)))
+        return cls(time.monotonic(), buffer._slot_states(), members)
 
     def same_since(self, earlier: Look, index: int) -> bool:
         """Whether a slot that is held has been in the same hands, without a pause, since an earlier look."""
-        now, then = self.slots[index], earlier.slots[index]
-        # Generations only grow: if their sum did not, none did.
-        return now == then and (len(now) > 2 or earlier.claims[0] == self.claims[1])
-
-
-def _claims(buffer: Buffer) -> int:
-    s = buffer.stats()
-    return s["claims"] + s["redelivered"]
+        return self.slots[index] == earlier.slots[index]
 
 
 def poll(buffer: Buffer, verb: str) -> str:

@@ -273,7 +273,7 @@ def _item(b: st.TensorBuffer, array: Any) -> Any:
 def _churn(b: st.TensorBuffer, held: set[int]) -> None:
     """Fills and empties the slots that are not held, several times over, and checks that only those were used."""
     states = b._slot_states()
-    assert {i for i, (state, _) in enumerate(states) if state == 3} == held
+    assert {i for i, (state, *_) in enumerate(states) if state == 3} == held
     for round in range(2 * SLOTS):
         with b.claim(timeout=5) as slot:
             assert slot.index not in held
@@ -332,7 +332,7 @@ def test_an_alias_keeps_the_slot_and_gives_it_back_once(path: Path, kind: str, a
         x = _obtain(b, path, kind, alias)
         first.release()
         _shows(alias, x)
-        (held,) = (i for i, (state, _) in enumerate(b._slot_states()) if state == 3)
+        (held,) = (i for i, (state, *_) in enumerate(b._slot_states()) if state == 3)
         _churn(b, {held})
         _shows(alias, x)
         del x
@@ -374,7 +374,7 @@ def test_a_view_in_a_cycle_dies_in_the_collector(path: Path, kind: str) -> None:
                 del knot
             del view
             assert slots_by_state(b)["reading"] == 1
-            _churn(b, {i for i, (state, _) in enumerate(b._slot_states()) if state == 3})
+            _churn(b, {i for i, (state, *_) in enumerate(b._slot_states()) if state == 3})
             thread = threading.Thread(target=gc.collect)  # the collector runs wherever it is triggered
             thread.start()
             thread.join()
@@ -391,7 +391,7 @@ def test_backward_gives_the_slot_back(buf: st.TensorBuffer) -> None:
     with buf.acquire() as slot:
         y = (weight * slot.torch("x")).sum()
     assert slots_by_state(buf)["reading"] == 1
-    _churn(buf, {i for i, (state, _) in enumerate(buf._slot_states()) if state == 3})
+    _churn(buf, {i for i, (state, *_) in enumerate(buf._slot_states()) if state == 3})
     y.backward()
     assert slots_by_state(buf)["free"] == SLOTS
     assert weight.grad.numpy().tobytes() == PATTERN.tobytes()

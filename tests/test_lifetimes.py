@@ -202,7 +202,7 @@ def test_a_size_that_lies_does_not_fill_a_sparse_slot() -> None:
     name = unique_name()
     with st.TensorBuffer.create(((None,), "uint8"), slots=2, name=name, max_slot_nbytes=64 << 20) as buffer:
         buffer.put(np.ones(100, "uint8"))
-        (index,) = [i for i, (state, _) in enumerate(buffer._slot_states()) if state == 2]
+        (index,) = [i for i, (state, *_) in enumerate(buffer._slot_states()) if state == 2]
         path = Path("/dev/shm/shmtensor." + name)
         before = path.stat().st_blocks
         slots = 4096 + 257 * 128 + index * 64
