@@ -58,6 +58,7 @@ struct shmt_segment {
     shmt_atomic32 told_lost;      /* producers_lost, as far as this process was told of it */
     shmt_atomic32 told_consumers; /* consumers_seen, likewise when it was told that they are gone */
     shmt_atomic32 closed;
+    shmt_atomic32 failed; /* what this process produced is not all that it meant to: closing counts as a death */
     int lock_fd; /* the private open file description whose lock on byte `member` says that we live; -1: none */
     uint32_t cores;
 

@@ -131,6 +131,8 @@ int shmt_segment_unlink(const shmt_segment *seg) {
     return unlink(path) == 0 ? 0 : -errno;
 }
 
+void shmt_segment_fail(shmt_segment *seg) { shmt_store_relaxed(&seg->failed, 1); /* for the close that follows */ }
+
 void shmt_segment_close(shmt_segment *seg) {
     /* M2 acq_rel: only one closer goes on. Nothing is carried; the verbs are stopped by generation = 0 below. */
     if (shmt_exchange_acq_rel(&seg->closed, 1) != 0) {
@@ -144,7 +146,8 @@ void shmt_segment_close(shmt_segment *seg) {
         if (shmt_load_relaxed(&seg->roles) & SHMT_PRODUCER) { /* written by this process only */
             /* N1 seq_cst, in this order: a consumer that counts us as closed finds everything that we published. Killed in
              * between, we are closed twice at most, and a reclaim clears the role. */
-            shmt_add_seq_cst(&seg->header->producers_closed, 1);
+            bool failed = shmt_load_relaxed(&seg->failed) != 0; /* this process's own */
+            shmt_add_seq_cst(failed ? &seg->header->producers_lost : &seg->header->producers_closed, 1); /* N1 */
         }
         /* Views may keep the membership, but nobody is to wait for us. Ordered by the wake-up below. */
         shmt_store_relaxed(&shmt_member_mine(seg)->roles, SHMT_LEFT);

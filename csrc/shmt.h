@@ -83,6 +83,8 @@ const shmt_info *shmt_segment_info(const shmt_segment *seg);
 /* Leaves and detaches; the last member of a named segment removes its name. The mapping stays until the last lease on it
  * is dropped, and so does the membership. Closing twice does nothing. */
 void shmt_segment_close(shmt_segment *seg);
+/* Before closing: what this process produced is not all that it was to produce. It then counts as one that died. */
+void shmt_segment_fail(shmt_segment *seg);
 bool shmt_segment_is_closed(const shmt_segment *seg);
 /* The mapping is counted: create and attach give one reference, which shmt_segment_drop gives back. */
 void shmt_segment_hold(shmt_segment *seg);

@@ -51,6 +51,7 @@ cdef extern from "shmt.h" nogil:
     int shmt_segment_attach_fd(int fd, shmt_segment **out)
     const shmt_info *shmt_segment_info(const shmt_segment *seg)
     void shmt_segment_close(shmt_segment *seg)
+    void shmt_segment_fail(shmt_segment *seg)
     bint shmt_segment_is_closed(const shmt_segment *seg)
     void shmt_segment_hold(shmt_segment *seg)
     void shmt_segment_drop(shmt_segment *seg)

@@ -88,6 +88,12 @@ cdef class Segment:
         last member of a named segment removes its name. Closing twice does nothing."""
         self.let_go()
 
+    def _fail(self):
+        """Closes, and whoever waits for items of this process is told that they are not all that was to come."""
+        if self.seg != NULL:
+            shmt_segment_fail(self.seg)
+            self.let_go()
+
     def unlink(self):
         """Removes the name of a named segment; whoever is attached goes on.
 

@@ -15,7 +15,17 @@ from shmtensor._core import Buffer
 from shmtensor.deaths import Death, Watch
 from shmtensor.diagnosis import Look, explain, poll
 from shmtensor.errors import ShmLayoutError, ShmNoSpaceError, ShutDown, error_from
-from shmtensor.segments import NBYTES_MAX, check_int, check_name, check_total, from_handle, handle_of, no_space, opened
+from shmtensor.segments import (
+    NBYTES_MAX,
+    check_int,
+    check_name,
+    check_total,
+    from_handle,
+    handle_of,
+    is_failure,
+    no_space,
+    opened,
+)
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
 
 __all__ = ["TensorBuffer"]
@@ -270,8 +280,11 @@ class TensorBuffer(Buffer):
         self._info  # noqa: B018 - raises ClosedError if closed
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: object) -> None:
+        if is_failure(value):
+            self._fail()
+        else:
+            self.close()
 
     # ---- what the extension asks of us
 

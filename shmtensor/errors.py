@@ -88,8 +88,8 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
 _GONE = {
     "claiming a slot": "no consumer is left: they died or closed, and no slot is free; start a consumer and "
     "claim again",
-    "acquiring an item": "no producer is left: at least one died before it could close(), and everything published was "
-    "acquired; start a producer and acquire again, or take it as the end of the stream",
+    "acquiring an item": "no producer is left: at least one died or raised before it could close(), and everything "
+    "published was acquired; start a producer and acquire again, or take it as the end of the stream",
 }
 
 

@@ -7,12 +7,13 @@ import errno
 import hmac
 import os
 import re
+import sys
 import weakref
 from multiprocessing import AuthenticationError, process, reduction, util
 from typing import Any, Protocol
 
 from shmtensor._core import Segment, memory_left
-from shmtensor.errors import ShmError, ShmNoSpaceError, error_from
+from shmtensor.errors import ShmError, ShmNoSpaceError, ShutDown, error_from
 
 #: The most that one segment can have, bytes: SHMT_NBYTES_MAX of csrc/layout.h.
 NBYTES_MAX = 2**46
@@ -23,18 +24,33 @@ _open: weakref.WeakSet[Segment] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    """At an orderly exit: no name stays behind, and a producer counts as having closed."""
+    """At exit: no name stays behind, and a producer counts as having closed, or as dead if an exception ends it."""
+    # In a child of multiprocessing the exception is on its way; in a main program it has been printed.
+    last = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    failed = is_failure(sys.exc_info()[1] or last)
     for segment in list(_open):
-        segment.close()
+        if failed:
+            segment._fail()
+        else:
+            segment.close()
+
+
+def is_failure(exception: BaseException | None) -> bool:
+    """Whether a producer that ends by this exception has not done what it was to do."""
+    if isinstance(exception, SystemExit):
+        return exception.code not in (None, 0)
+    return exception is not None and not isinstance(exception, (ShutDown, GeneratorExit))
 
 
 def _in_child(_: object) -> None:
-    # multiprocessing's children leave by os._exit(), which knows its own finalizers only. Last of all: -1.
-    util.Finalize(None, _close_all, exitpriority=-1)
+    """multiprocessing's children leave by os._exit(), which knows its own finalizers only. Spawned ones do not, but by
+    the time of atexit the exception that ended them is forgotten."""
+    util.Finalize(None, _close_all, exitpriority=-1)  # last of all
 
 
 atexit.register(_close_all)
-util.register_after_fork(_open, _in_child)  # spawn and forkserver run these too
+util.register_after_fork(_open, _in_child)
+_in_child(None)  # a spawned child does not run these
 
 
 def check_name(name: object) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-from support import SECONDS, START_METHODS, Crew, hear, leaves_nothing
+from support import SECONDS, START_METHODS, Crew, environment, hear, leaves_nothing, unique_name
 
 import shmtensor as st
 
@@ -50,6 +52,20 @@ def get_and_stay(connection: Connection, buffer: st.TensorBuffer) -> None:
     connection.recv()
 
 
+def put_and_exit(connection: Connection, buffer: st.TensorBuffer) -> None:
+    buffer.put(7)
+    sys.exit(0)
+
+
+def put_until_the_end(connection: Connection, buffer: st.TensorBuffer) -> None:
+    """By ShutDown, which is how a producer learns that it may stop."""
+    with contextlib.suppress(st.ShutDown), buffer:
+        buffer.put(7)
+        connection.send("put")
+        hear(connection)
+        buffer.put(8)
+
+
 def put_and_return(connection: Connection, buffer: st.TensorBuffer) -> None:
     buffer.put(7)
 
@@ -61,18 +77,56 @@ def put_and_raise(connection: Connection, buffer: st.TensorBuffer) -> None:
 
 
 def put_and_raise_within(connection: Connection, buffer: st.TensorBuffer) -> None:
-    with buffer:
+    with contextlib.suppress(ZeroDivisionError), buffer:
         put_and_raise(connection, buffer)
 
 
+def put_and_exit_with_an_error(connection: Connection, buffer: st.TensorBuffer) -> None:
+    buffer.put(7)
+    sys.exit(3)
+
+
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("work", [put_and_return, put_and_raise, put_and_raise_within])
-def test_a_child_that_returns_or_raises_has_closed(method: str, work: Any) -> None:
+@pytest.mark.parametrize("work", [put_and_return, put_and_exit])
+def test_a_child_that_returns_has_closed(method: str, work: Any) -> None:
     with st.TensorBuffer.create(NUMBER, slots=2) as buffer, Crew(method) as crew:
         crew.start(work, buffer)
         assert [int(item) for item in buffer] == [7]
+
+
+def test_a_producer_that_was_told_to_stop_has_closed() -> None:
+    with st.TensorBuffer.create(NUMBER, slots=2) as buffer, Crew() as crew:
+        connection = crew.start(put_until_the_end, buffer)
+        hear(connection)
+        buffer.shutdown()
+        connection.send("go on")
+        assert [int(item) for item in buffer] == [7]
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("work", [put_and_raise, put_and_raise_within, put_and_exit_with_an_error])
+def test_a_child_that_raises_has_not(method: str, work: Any) -> None:
+    """Its items are not all that was to come: whoever iterates is told, and not left to think that it has them all."""
+    with st.TensorBuffer.create(NUMBER, slots=2) as buffer, Crew(method) as crew:
+        crew.start(work, buffer)
+        came = []
+        with pytest.raises(st.PeersGone, match="no producer is left"):
+            for item in buffer:
+                came.append(int(item))
+        assert came == [7]
         crew.join()
         del crew.processes[:]
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_script_that_raises_has_not_closed_either(raises: bool) -> None:
+    code = "import sys, shmtensor as st; b = st.TensorBuffer.attach(sys.argv[1]); b.put(7); 1 / int(sys.argv[2])"
+    with st.TensorBuffer.create(NUMBER, slots=2, name=unique_name()) as buffer:
+        command = [sys.executable, "-c", code, buffer.name, str(int(not raises))]
+        subprocess.run(command, env=environment(), stderr=subprocess.DEVNULL, timeout=SECONDS)
+        assert buffer.get(timeout=0, copy=True) == 7
+        with pytest.raises(st.PeersGone if raises else st.ShutDown):
+            buffer.get(timeout=SECONDS)
 
 
 @pytest.mark.parametrize("verb", ["acquire", "get", "acquire_many", "iterate"])

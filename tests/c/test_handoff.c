@@ -478,6 +478,28 @@ static void who_may_still_produce_is_waited_for(void) {
     shmt_segment_drop(seg);
 }
 
+static void a_producer_that_fails_counts_as_dead(void) {
+    shmt_segment *seg = make_producers(1), *bad = peer_of(seg);
+    shmt_slot slot;
+    put(bad, 1);
+    shmt_segment_fail(bad);
+    shmt_segment_drop(bad);
+    CHECK_EQ(get_tag(seg), 1);
+    CHECK_EQ(shmt_slot_acquire(seg, SHMT_FOREVER, &slot), -EOWNERDEAD); /* not -ESHUTDOWN */
+    shmt_segment *again = peer_of(seg);
+    put(again, 2);
+    shmt_segment_drop(again);
+    CHECK_EQ(get_tag(seg), 2);
+    CHECK_EQ(shmt_slot_acquire(seg, SHMT_FOREVER, &slot), -ESHUTDOWN);
+    shmt_segment *reader = make_producers(1), *other = peer_of(reader);
+    CHECK_EQ(shmt_slot_try_acquire(other, &slot), -EAGAIN);
+    shmt_segment_fail(other); /* one that only consumes takes nobody's items along */
+    shmt_segment_drop(other);
+    put(reader, 1);
+    shmt_segment_drop(reader);
+    shmt_segment_drop(seg);
+}
+
 static void an_expected_producer_that_dies_is_no_end(void) {
     shmt_segment *seg = make_producers(2), *good = peer_of(seg);
     shmt_slot slot;
@@ -644,5 +666,6 @@ TESTS(TEST(one_item), TEST(what_is_done_twice_is_refused_and_changes_nothing), T
       TEST(aborting_the_last_one_ends_it_too), TEST(when_all_producers_have_closed), TEST(more_producers_than_expected),
       TEST(with_no_number_it_never_ends_by_itself), TEST(a_sleeping_consumer_hears_of_the_end),
       TEST(a_consumer_whose_only_producer_has_died), TEST(who_may_still_produce_is_waited_for),
-      TEST(an_expected_producer_that_dies_is_no_end), TEST(a_producer_whose_only_consumer_has_died),
-      TEST(a_producer_that_turns_consumer), TEST(the_end_does_not_hide_a_redelivery), TEST(nothing_is_lost_at_the_end))
+      TEST(a_producer_that_fails_counts_as_dead), TEST(an_expected_producer_that_dies_is_no_end),
+      TEST(a_producer_whose_only_consumer_has_died), TEST(a_producer_that_turns_consumer),
+      TEST(the_end_does_not_hide_a_redelivery), TEST(nothing_is_lost_at_the_end))
