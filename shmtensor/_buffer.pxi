@@ -25,7 +25,7 @@ cdef class Buffer(Segment):
     # ---- waiting
 
     cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1:
-        """Tries, and waits without the GIL if there is nothing. Returns how many slots were taken; 0: time-out."""
+        """Tries, and waits without the GIL if there is nothing. Returns how many slots were taken."""
         cdef int rc
         cdef shmt_segment *seg = self.seg
         if seg == NULL:
@@ -46,6 +46,7 @@ cdef class Buffer(Segment):
         cdef shmt_segment *seg = self.seg
         cdef int64_t deadline = _deadline(timeout)
         cdef int64_t step = 0
+        cdef object look = None  # to be able to say at the end what has not moved
         self.pins += 1
         try:
             while rc == -_EAGAIN or rc == -_EINTR or (rc == -_ETIMEDOUT and step < deadline):
@@ -57,6 +58,8 @@ cdef class Buffer(Segment):
                         rc = shmt_slot_claim_many(seg, n, step, words, out)
                     else:
                         rc = shmt_slot_acquire_many(seg, n, step, words, out)
+                if rc == -_ETIMEDOUT and look is None and step < deadline and timeout is not None:
+                    look = self._look()
                 if self._watch is not None and rc <= 0:
                     self._watch.tell(self._deaths(), self.deaths_read.missed)
         except BaseException:
@@ -66,7 +69,7 @@ cdef class Buffer(Segment):
             return rc  # still pinned: somebody may have closed us meanwhile
         self.unpin()
         if rc == -_ETIMEDOUT:
-            return 0
+            raise self._timed_out("claim" if verb == CLAIM else "acquire", timeout, look)
         return self.check_verb(rc, verb)
 
     cdef int check_verb(self, int rc, int verb) except -1:
@@ -117,8 +120,7 @@ cdef class Buffer(Segment):
         """
         cdef uint64_t word
         cdef Slot slot = Slot.__new__(Slot)
-        if self.wait(CLAIM, 1, &word, &slot.s, timeout) == 0:
-            raise self._timed_out("claim", timeout)
+        self.wait(CLAIM, 1, &word, &slot.s, timeout)
         self.start(slot)
         return slot
 
@@ -158,8 +160,7 @@ cdef class Buffer(Segment):
                     slot.abort()
                 raise
             return
-        if self.wait(CLAIM, 1, &word, &s, timeout) == 0:
-            raise self._timed_out("claim", timeout)
+        self.wait(CLAIM, 1, &word, &s, timeout)
         try:
             if s.nbytes < self.item_nbytes:
                 self.grow(&s, self.item_nbytes, "an item")
@@ -198,8 +199,6 @@ cdef class Buffer(Segment):
         batch = Batch.__new__(Batch)
         batch.words = batch.own_words
         batch.n = self.wait(verb, min(n, BATCH_MAX), batch.words, &batch.s, timeout)
-        if batch.n == 0:
-            raise self._timed_out("claim" if verb == CLAIM else "acquire", timeout)
         batch.buffer = self
         if verb == CLAIM:
             batch.state = WRITING  # and has the pin
@@ -277,8 +276,7 @@ cdef class Buffer(Segment):
         """
         cdef uint64_t word
         cdef Slot slot = Slot.__new__(Slot)
-        if self.wait(ACQUIRE, 1, &word, &slot.s, timeout) == 0:
-            raise self._timed_out("acquire", timeout)
+        self.wait(ACQUIRE, 1, &word, &slot.s, timeout)
         self.lend(slot, strict)
         return slot
 
@@ -308,8 +306,7 @@ cdef class Buffer(Segment):
         cdef uint64_t word
         if torch or not self.all_numpy:
             self.check_seen_by(torch)
-        if self.wait(ACQUIRE, 1, &word, &s, timeout) == 0:
-            raise self._timed_out("acquire", timeout)
+        self.wait(ACQUIRE, 1, &word, &s, timeout)
         return self.item(&s, copy, torch)
 
     cdef int check_seen_by(self, bint torch) except -1:

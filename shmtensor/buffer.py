@@ -288,6 +288,10 @@ class TensorBuffer(Buffer):
 
     # ---- what the extension asks of us
 
+    def _look(self) -> Look:
+        """What the extension asks for once a wait has gone on for a while."""
+        return Look.at(self, members=False)
+
     def _timed_out(self, verb: str, timeout: float, before: Look | None = None) -> TimeoutError:
         """``before``: what the slots were doing early in this wait, if that was looked at."""
         if timeout == 0:

@@ -31,10 +31,10 @@ class Look:
     members: dict[int, dict[str, Any]]
 
     @classmethod
-    def at(cls, buffer: Buffer) -> Look:
-        """Looks, now. No other process is disturbed."""
-        members = {m["id"]: m for m in buffer._members()}
-        return cls(time.monotonic(), buffer._slot_states(), members)
+    def at(cls, buffer: Buffer, *, members: bool = True) -> Look:
+        """Looks, now. No other process is disturbed; asking who lives costs a system call for each member."""
+        slots = buffer._slot_states()
+        return cls(time.monotonic(), slots, {m["id"]: m for m in buffer._members()} if members else {})
 
     def same_since(self, earlier: Look, index: int) -> bool:
         """Whether a slot that is held has been in the same hands, without a pause, since an earlier look."""
