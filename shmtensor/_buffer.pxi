@@ -393,7 +393,8 @@ cdef class Buffer(Segment):
         return self.deaths_read.missed
 
     def stats(self):
-        """Figures since the buffer was created, as a flat dict of ints; see docs. Reading them stops nobody."""
+        """Figures since the buffer was created, as a flat dict of ints; docs/protocol.md,
+        "Figures", says what each is. Reading them stops nobody."""
         cdef shmt_stats s
         check(shmt_stats_get(self.open_seg(), &s), "reading figures")
         return dict(s)

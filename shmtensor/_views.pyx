@@ -559,7 +559,11 @@ cdef class Field:
         if not same:
             takes = self.describe() if at.ndim == self.ndim else tuple([at.shape[d] for d in range(at.ndim)])
             got = tuple([source.shape[d] for d in range(min(source.ndim, 64))])
-            raise ValueError(f"{self.label} takes shape {takes}, got {got}")
+            fill = ""
+            if source.ndim == 0:
+                fill = f"; slot[{self.path!r}][...] = value fills it with one" if self.path else \
+                    "; slot.numpy()[...] = value fills it with one"
+            raise ValueError(f"{self.label} takes shape {takes}, got {got}{fill}")
         if at.packed:
             self.move(at.data, &source)
         else:
@@ -623,4 +627,9 @@ cdef object _not_copied(Field field, object e):
 
 
 cdef object _wrong_dtype(Field field, object got):
-    return TypeError(f"{field.label} takes dtype {field.dtype.name}, got {got}: convert it first")
+    how = "convert it first"
+    if isinstance(got, np.dtype) and field.descr is not None:
+        how = f'convert with .astype("{field.dtype.name}")'
+    elif field.torch is not None and str(got).startswith("torch."):
+        how = f"convert with .to(torch.{field.torch})"
+    return TypeError(f"{field.label} takes dtype {field.dtype.name}, got {got}: {how}")
