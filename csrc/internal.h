@@ -101,11 +101,12 @@ int shmt_geometry_place(shmt_geometry *geo);   /* recomputes what follows from t
 /* ---- names.c: files in /dev/shm ------------------------------------------------------------------------------------- */
 int shmt_name_path(const char *name, char *path, size_t size);
 int shmt_name_open(const char *path, int *fd);
-int shmt_name_born(int *fd);                  /* an unnamed file that can be given a name */
-int shmt_name_link(int fd, const char *path); /* gives it the name, if nobody else has it */
-int shmt_name_linked(int fd);                 /* number of links, or -errno */
-bool shmt_name_is(const char *path, int fd);  /* does the path lead to this very file? */
-/* 1: it was the last member's, removed. The lock on byte `keep` (0: none) stays. */
+int shmt_name_born(int *fd);                    /* an unnamed file that can be given a name */
+int shmt_name_link(int fd, const char *path);   /* gives it the name, if nobody else has it */
+int shmt_name_linked(int fd);                   /* number of links, or -errno */
+bool shmt_name_is(const char *path, int fd);    /* does the path lead to this very file? */
+int shmt_name_remove(const char *path, int fd); /* removes it where it leads to fd's file, and nobody else's */
+/* 1: it was the last member's, and is gone. The lock on byte `keep` (0: none) stays; 0: others take part. */
 int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members, uint32_t keep);
 
 /* ---- registry.c: which handles live in this process, and its fork generation ------------------------------------------ */
@@ -143,8 +144,9 @@ void shmt_member_unlock(const shmt_segment *seg, uint32_t id);
 int shmt_member_open_lock(const shmt_segment *seg, int *lock_fd);
 void shmt_member_announce(shmt_segment *seg, uint32_t id);
 void shmt_member_clear(shmt_segment *seg, uint32_t id);
-void shmt_member_leave(shmt_segment *seg);
-#define SHMT_LEFT 8u /* in a record: closed, and kept only by views that are still alive */
+void shmt_member_leave(shmt_segment *seg);       /* gives the byte up; lock_fd stays, to look who else is there */
+void shmt_member_forget_lock(shmt_segment *seg); /* closes lock_fd */
+#define SHMT_LEFT 8u                             /* in a record: closed, and kept only by views that are still alive */
 #define SHMT_IDLE 4u /* beside SHMT_PRODUCER, SHMT_CONSUMER: joined, and has done neither yet */
 uint32_t shmt_member_roles(const shmt_segment *seg);
 shmt_member_record *shmt_member_mine(shmt_segment *seg);

@@ -9,7 +9,8 @@
  *   data_offset         payload         slots * slot_stride bytes; slot i begins at data_offset + i * slot_stride
  *
  * Beside the bytes, the *file* carries one thing more: member i holds an exclusive lock on byte i of the file for as long
- * as it lives (see members.c). That lock, not any word here, says who is alive.
+ * as it lives (see members.c). That lock, not any word here, says who is alive. Whoever removes the file's name holds byte 0
+ * (see names.c).
  *
  * WHO MAY WRITE WHAT
  *   geometry            the creator, before it publishes the magic; nobody afterwards. Attach copies it once.

@@ -9,10 +9,10 @@
 
 /* The last member out takes the name along. In a forked child that never joined there is no lock_fd, so a child's copy of
  * a handle removes nothing. */
-static void remove_name_if_last(const shmt_segment *seg) {
+static void remove_name_if_last(const shmt_segment *seg, uint32_t keep) {
     char path[PATH_SIZE];
     if (seg->info.name && seg->lock_fd >= 0 && shmt_name_path(seg->name, path, sizeof path) == 0) {
-        shmt_name_remove_if_last(seg->lock_fd, path, seg->geo.members, shmt_load_relaxed(&seg->member)); /* our own */
+        shmt_name_remove_if_last(seg->lock_fd, path, seg->geo.members, keep);
     }
 }
 
@@ -27,8 +27,10 @@ static int join(shmt_segment *seg) {
 /* The end of a handle whose last reference is gone, or that never came to life. */
 static void destroy(shmt_segment *seg) {
     shmt_registry_lock(); /* a child forked off meanwhile would keep the lock, not knowing that it has it */
-    remove_name_if_last(seg);
+    /* Our byte goes before we look: of two who leave at once, the one that looks later finds nobody. */
     shmt_member_leave(seg);
+    remove_name_if_last(seg, 0);
+    shmt_member_forget_lock(seg);
     shmt_registry_unlock();
     shmt_segment *origin = seg->origin;
     shmt_segment_free(seg);
@@ -122,13 +124,7 @@ int shmt_segment_unlink(const shmt_segment *seg) {
         return -EINVAL;
     }
     int rc = shmt_name_path(seg->name, path, sizeof path);
-    if (rc != 0) {
-        return rc;
-    }
-    if (!shmt_name_is(path, seg->fd)) {
-        return -ENOENT; /* gone, or another segment has the name by now */
-    }
-    return unlink(path) == 0 ? 0 : -errno;
+    return rc == 0 ? shmt_name_remove(path, seg->fd) : rc;
 }
 
 void shmt_segment_fail(shmt_segment *seg) { shmt_store_relaxed(&seg->failed, 1); /* for the close that follows */ }
@@ -152,7 +148,12 @@ void shmt_segment_close(shmt_segment *seg) {
         /* Views may keep the membership, but nobody is to wait for us. Ordered by the wake-up below. */
         shmt_store_relaxed(&shmt_member_mine(seg)->roles, SHMT_LEFT);
     }
-    remove_name_if_last(seg); /* now, and again when the last view dies: another handle's views may outlive us */
+    /* G1: a reclaim in another thread holds its byte through the same description, and would lose it below; then the name
+     * goes with the last reference only. */
+    if (shmt_exchange_acquire(&seg->reclaiming, 1) == 0) {
+        remove_name_if_last(seg, shmt_me(seg));  /* now, and again when the last view dies: others may outlive us */
+        shmt_store_release(&seg->reclaiming, 0); /* G1 */
+    }
     shmt_event_wake_all(&seg->header->ready_event);
     shmt_event_wake_all(&seg->header->free_event);
 }

@@ -100,11 +100,16 @@ void shmt_member_clear(shmt_segment *seg, uint32_t id) {
     recount(seg);
 }
 
-/* The end of this process's membership: the lock goes with its descriptor. In a forked child that never joined there is
- * nothing to leave. */
+/* The end of this process's membership. In a forked child that never joined there is nothing to leave. */
 void shmt_member_leave(shmt_segment *seg) {
     if (seg->lock_fd >= 0) {
         shmt_member_clear(seg, shmt_me(seg));
+        shmt_member_unlock(seg, shmt_me(seg));
+    }
+}
+
+void shmt_member_forget_lock(shmt_segment *seg) {
+    if (seg->lock_fd >= 0) {
         close(seg->lock_fd);
         seg->lock_fd = -1;
     }

@@ -5,9 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
+
+#define PATIENCE_MS 20 /* with somebody who is removing a name */
 
 int shmt_name_path(const char *name, char *path, size_t size) {
     size_t length = strlen(name);
@@ -93,44 +96,106 @@ bool shmt_name_is(const char *path, int fd) {
            named.stx_dev_minor == ours.stx_dev_minor;
 }
 
-/* An exclusive lock over every member byte says that nobody else takes part, and keeps everybody out while the name goes:
- * a joiner that opened the file meanwhile finds no byte free, looks at the link count, and reports that the name is gone.
- * Only whoever holds this lock removes a name, so the path cannot come to mean another file in between. */
-int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members, uint32_t keep) {
-    struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = (off_t)members};
-    if (fcntl(lock_fd, F_OFD_SETLK, &all) != 0) {
-        return errno == EAGAIN || errno == EACCES ? 0 : -errno;
+static int lock_bytes(int fd, short type, off_t start, off_t length) {
+    struct flock range = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+    while (fcntl(fd, F_OFD_SETLK, &range) != 0) {
+        if (errno != EINTR) {
+            return errno == EACCES ? -EAGAIN : -errno;
+        }
     }
-    int rc = shmt_name_is(path, lock_fd) && unlink(path) != 0 ? -errno : 1;
-    /* Whoever has the mapping already, a forked child say, may still join: all bytes but our own are free again. */
-    struct flock below = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = (off_t)keep - 1};
-    struct flock above = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = (off_t)keep + 1, .l_len = 0};
-    if (keep > 1) {
-        fcntl(lock_fd, F_OFD_SETLK, &below);
-    }
-    fcntl(lock_fd, F_OFD_SETLK, &above);
-    return rc;
+    return 0;
 }
 
-/* One file of the sweep: stale if nobody holds any member byte. The description is fresh, so it cannot be confused with a
- * member's own, of this process either; closing it drops whatever lock it took. */
+static void wait_a_moment(void) { nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); }
+
+/* ---- removing ---------------------------------------------------------------------------------------------------
+ *
+ * unlink() goes by path, so between "the path leads to this file" and the removal the path could come to mean another
+ * file, and a living segment would lose its name. Therefore whoever removes a name holds the lock on byte 0 of the very
+ * file that he then finds at the path, through a description of his own. A creator only links, which fails where a name
+ * is; so the path stops leading to the file by a removal alone, and each of those needs the lock that we hold. */
+
+/* Requires the lock on byte 0 of fd's file. */
+static int remove_locked(const char *path, int fd) {
+    if (!shmt_name_is(path, fd)) {
+        return -ENOENT; /* gone, or another segment has the name by now */
+    }
+    return unlink(path) == 0 ? 0 : -errno;
+}
+
+int shmt_name_remove(const char *path, int fd) {
+    int own, rc = shmt_name_is(path, fd) ? shmt_name_open(path, &own) : -ENOENT;
+    if (rc != 0) {
+        return rc == -EPERM ? -ENOENT : rc; /* gone, or no segment of ours any more */
+    }
+    /* Whoever has the byte removes this name within microseconds; unless it was stopped, and nobody waits for the stopped. */
+    rc = lock_bytes(own, F_WRLCK, 0, 1);
+    for (int again = 0; rc == -EAGAIN && again < PATIENCE_MS && shmt_name_is(path, fd); again++) {
+        wait_a_moment();
+        rc = lock_bytes(own, F_WRLCK, 0, 1);
+    }
+    if (!shmt_name_is(path, fd)) {
+        rc = -ENOENT;
+    } else if (rc == 0) {
+        rc = remove_locked(path, own);
+    }
+    close(own);
+    return rc == -EAGAIN ? -EBUSY : rc;
+}
+
+/* An exclusive lock over every byte says that nobody else takes part, and keeps everybody out while the name goes: a joiner
+ * that opened the file meanwhile finds no byte free, looks at the link count, and reports that the name is gone. */
+int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members, uint32_t keep) {
+    int rc = lock_bytes(lock_fd, F_WRLCK, 0, (off_t)members + 1);
+    if (rc != 0) {
+        return rc == -EAGAIN ? 0 : rc;
+    }
+    rc = remove_locked(path, lock_fd);
+    /* Whoever has the mapping already, a forked child say, may still join: all bytes but our own are free again. */
+    if (keep > 0) {
+        lock_bytes(lock_fd, F_UNLCK, 0, (off_t)keep);
+    }
+    lock_bytes(lock_fd, F_UNLCK, keep > 0 ? (off_t)keep + 1 : 0, 0);
+    return rc == 0 || rc == -ENOENT ? 1 : rc;
+}
+
+/* ---- sweeping ----------------------------------------------------------------------------------------------------------- */
+
+static bool is_locked(int fd, off_t start, off_t length) {
+    struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+    return fcntl(fd, F_OFD_GETLK, &range) != 0 || range.l_type != F_UNLCK;
+}
+
+/* One file of the sweep: 1 stale, for nobody holds any byte of it; 0 in use; -ENOENT there is no segment of ours (any more).
+ * The description is fresh, so it cannot be confused with a member's own, of this process either; closing it drops whatever
+ * lock it took. */
 static int sweep_one(const char *path, bool dry_run) {
-    int fd;
-    if (shmt_name_open(path, &fd) != 0) {
-        return 0; /* not ours, or gone */
+    int fd, rc = shmt_name_open(path, &fd);
+    if (rc != 0) {
+        return -ENOENT; /* not ours, or gone */
     }
     uint64_t magic = 0;
-    int stale;
     if (pread(fd, &magic, sizeof magic, 0) != sizeof magic || magic != SHMT_MAGIC) {
-        stale = 0; /* the name is like ours, the file is not: somebody's, and segments are born with their magic */
-    } else if (dry_run) {
-        struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = SHMT_MEMBERS_MAX};
-        stale = fcntl(fd, F_OFD_GETLK, &all) == 0 && all.l_type == F_UNLCK;
-    } else {
-        stale = shmt_name_remove_if_last(fd, path, SHMT_MEMBERS_MAX, 0) == 1;
+        close(fd);
+        return -ENOENT; /* the name is like ours, the file is not: somebody's, and segments are born with their magic */
+    }
+    for (int again = 0; again < PATIENCE_MS; again++) {
+        if (dry_run) {
+            rc = !is_locked(fd, 0, SHMT_MEMBERS_MAX + 1);
+        } else if (lock_bytes(fd, F_WRLCK, 0, SHMT_MEMBERS_MAX + 1) == 0) {
+            rc = remove_locked(path, fd) == 0;
+        }
+        if (shmt_name_linked(fd) == 0) {
+            rc = rc == 1 && !dry_run ? 1 : -ENOENT; /* gone: by us, or by somebody else meanwhile */
+            break;
+        }
+        if (rc == 1 || !is_locked(fd, 0, 1)) {
+            break;
+        }
+        wait_a_moment(); /* who holds byte 0 is removing the name just now */
     }
     close(fd);
-    return stale;
+    return rc;
 }
 
 int shmt_sweep(bool dry_run, void (*seen)(void *arg, const char *name, int stale), void *arg) {
@@ -147,8 +212,8 @@ int shmt_sweep(bool dry_run, void (*seen)(void *arg, const char *name, int stale
         }
         snprintf(path, sizeof path, SHMT_DIR "%s", entry->d_name);
         int stale = sweep_one(path, dry_run);
-        removed += stale;
-        if (seen) {
+        removed += stale > 0;
+        if (seen && stale >= 0) {
             seen(arg, entry->d_name + prefix, stale);
         }
     }

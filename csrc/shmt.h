@@ -89,12 +89,13 @@ bool shmt_segment_is_closed(const shmt_segment *seg);
 /* The mapping is counted: create and attach give one reference, which shmt_segment_drop gives back. */
 void shmt_segment_hold(shmt_segment *seg);
 void shmt_segment_drop(shmt_segment *seg);
-/* Removes the name; those who are attached go on. */
+/* Removes the name; those who are attached go on. -ENOENT: it is gone, or another segment's by now; -EBUSY: a process that
+ * was stopped has it in hand. */
 int shmt_segment_unlink(const shmt_segment *seg);
 /* Maps the pages of a range of the payload, bytes from its start, without changing them; may run in several threads. */
 int shmt_segment_prefault(const shmt_segment *seg, uint64_t offset, uint64_t nbytes);
 /* Removes the named segments of this user whose last member is dead; returns how many. `seen`, if given, is called with
- * each segment's name and whether it was (with dry_run: would be) removed. */
+ * each segment's name and whether it was (with dry_run: would be) removed; not with files that are none. */
 int shmt_sweep(bool dry_run, void (*seen)(void *arg, const char *name, int stale), void *arg);
 /* What could still be reserved, bytes: the least of the machine's available memory and the control groups' limits. */
 uint64_t shmt_memory_left(void);

@@ -71,6 +71,7 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.ENOMEM: (ShmNoSpaceError, "no address space or heap is left; see `ulimit -v`"),
     errno.EMSGSIZE: (ValueError, "it does not fit into a slot: raise max_slot_nbytes="),
     errno.EUSERS: (ShmError, "every member's place is taken: raise members="),
+    errno.EBUSY: (OSError, "a process that was stopped is removing the name: let it go on, or end it"),
     errno.EMFILE: (OSError, "this process has no descriptor left: raise `ulimit -n`"),
     errno.ENXIO: (
         ShmError,
