@@ -172,7 +172,7 @@ static bool is_locked(int fd, off_t start, off_t length) {
 static int sweep_one(const char *path, bool dry_run) {
     int fd, rc = shmt_name_open(path, &fd);
     if (rc != 0) {
-        return -ENOENT; /* not ours, or gone */
+        return rc == -EMFILE || rc == -ENFILE ? rc : -ENOENT; /* not ours, or gone */
     }
     uint64_t magic = 0;
     if (pread(fd, &magic, sizeof magic, 0) != sizeof magic || magic != SHMT_MAGIC) {
@@ -203,7 +203,7 @@ int shmt_sweep(bool dry_run, void (*seen)(void *arg, const char *name, int stale
     if (!dir) {
         return -errno;
     }
-    int removed = 0;
+    int removed = 0, rc = 0;
     const size_t prefix = sizeof SHMT_FILE_PREFIX - 1;
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         char path[sizeof SHMT_DIR + sizeof entry->d_name];
@@ -213,10 +213,11 @@ int shmt_sweep(bool dry_run, void (*seen)(void *arg, const char *name, int stale
         snprintf(path, sizeof path, SHMT_DIR "%s", entry->d_name);
         int stale = sweep_one(path, dry_run);
         removed += stale > 0;
+        rc = stale < 0 && stale != -ENOENT ? stale : rc; /* what could not be looked at may be stale */
         if (seen && stale >= 0) {
             seen(arg, entry->d_name + prefix, stale);
         }
     }
     closedir(dir);
-    return removed;
+    return rc != 0 ? rc : removed;
 }

@@ -6,6 +6,7 @@ Workers live here and not in the test files, so that a spawned process need not 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import multiprocessing
@@ -103,6 +104,29 @@ def leaves_nothing(*, of_others: bool = True) -> Iterator[None]:
     if more():
         gc.collect()  # not each time: it takes 0.2 s where torch is loaded
     assert more() == []
+
+
+@contextlib.contextmanager
+def own_dev_shm() -> Iterator[bool]:
+    """A /dev/shm for this thread and the processes that it starts, where the system permits that (yields whether).
+
+    Other programs' creations sweep too, and would take away what a test has left there to be found.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    newns, private = 0x00020000, 1 << 14 | 1 << 18  # CLONE_NEWNS; MS_REC | MS_PRIVATE
+    before, cwd = os.open("/proc/self/ns/mnt", os.O_RDONLY), os.getcwd()
+    own = False
+    try:
+        if libc.unshare(newns) == 0:
+            own = libc.mount(None, b"/", None, private, None) == 0
+            own = own and libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=64m") == 0
+        yield own
+    finally:
+        if own:
+            libc.unshare(0x00000200)  # CLONE_FS: threads begun since share it with us
+            assert libc.setns(before, newns) == 0, os.strerror(ctypes.get_errno())
+            os.chdir(cwd)
+        os.close(before)
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from . import demo
+from shmtensor._version import __version__
+
+from . import demo, gc
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m shmtensor", description="Tensors between processes.")
+    parser.add_argument("--version", action="version", version=f"shmtensor {__version__}")
     subcommands = parser.add_subparsers(metavar="COMMAND", required=True)
     demo.add_to(subcommands)
+    gc.add_to(subcommands)
     options = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
