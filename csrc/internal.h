@@ -141,6 +141,7 @@ static inline uint32_t shmt_me(const shmt_segment *seg) {
 int shmt_member_lock_any(shmt_segment *seg, int lock_fd, uint32_t *id);
 int shmt_member_try_lock(const shmt_segment *seg, uint32_t id); /* 1 locked: its member was dead; 0 alive */
 void shmt_member_unlock(const shmt_segment *seg, uint32_t id);
+bool shmt_member_is_alive(const shmt_segment *seg, uint32_t id);
 int shmt_member_open_lock(const shmt_segment *seg, int *lock_fd);
 void shmt_member_announce(shmt_segment *seg, uint32_t id);
 void shmt_member_clear(shmt_segment *seg, uint32_t id);

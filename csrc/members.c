@@ -68,6 +68,12 @@ int shmt_member_try_lock(const shmt_segment *seg, uint32_t id) { return lock_byt
 
 void shmt_member_unlock(const shmt_segment *seg, uint32_t id) { lock_byte(seg->lock_fd, id, F_UNLCK); }
 
+/* Only asks: of our own byte, and of one that another thread of ours is reclaiming, the description would say "free". */
+bool shmt_member_is_alive(const shmt_segment *seg, uint32_t id) {
+    struct flock byte = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)id, .l_len = 1};
+    return id == shmt_me(seg) || (fcntl(seg->lock_fd, F_OFD_GETLK, &byte) == 0 && byte.l_type != F_UNLCK);
+}
+
 shmt_member_record *shmt_member_mine(shmt_segment *seg) { return &seg->records[shmt_me(seg)]; }
 
 /* Counts the records that look alive. The figure only decides how to spin, so a stale one costs speed and nothing else. */

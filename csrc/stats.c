@@ -1,7 +1,5 @@
 /* stats.c - figures for people, read without stopping anyone: each word is right, all of them together are no instant. */
 #include <errno.h>
-#include <fcntl.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -38,7 +36,7 @@ int shmt_stats_get(shmt_segment *seg, shmt_stats *out) {
         if (shmt_load_relaxed(&record->pid) == 0) { /* a figure */
             continue;
         }
-        s.members++;
+        s.members += shmt_member_is_alive(seg, id); /* the dead keep their record until they are reclaimed */
         s.claim_waits += shmt_load_relaxed(&record->claim_waits);     /* a figure */
         s.acquire_waits += shmt_load_relaxed(&record->acquire_waits); /* a figure */
         s.spins += shmt_load_relaxed(&record->spins);                 /* a figure */
@@ -60,8 +58,7 @@ int shmt_member_info_get(shmt_segment *seg, uint32_t id, shmt_member_info *out) 
         return -EINVAL;
     }
     const shmt_member_record *record = &seg->records[id];
-    struct flock byte = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)id, .l_len = 1};
-    bool alive = id == shmt_me(seg) || (fcntl(seg->lock_fd, F_OFD_GETLK, &byte) == 0 && byte.l_type != F_UNLCK);
+    bool alive = shmt_member_is_alive(seg, id);
     uint32_t pid = shmt_load_relaxed(&record->pid); /* diagnosis: a torn picture of a coming and going member is fine */
     if (!alive && pid == 0) {
         return -ENOENT;

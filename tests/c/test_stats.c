@@ -71,6 +71,39 @@ static void a_redelivery_is_no_claim(void) {
     shmt_segment_drop(seg);
 }
 
+/* Reclaimed or not: who is dead is no member. */
+static void the_dead_do_not_count(void) {
+    shmt_segment *seg = make(2, 0, 0), *peer = peer_of(seg);
+    shmt_atomic32 *in = new_signal();
+    pid_t pids[3];
+    for (uint32_t i = 0; i < 3; i++) {
+        pids[i] = start_child();
+        if (pids[i] == 0) {
+            CHECK_EQ(stats_of(seg).members, 3 + i);
+            tell(in, i + 1);
+            for (;;) {
+                pause();
+            }
+        }
+        told(in, i + 1);
+    }
+    CHECK_EQ(stats_of(peer).members, 5);
+    kill_child(pids[1]);
+    CHECK_EQ(stats_of(seg).members, 4);
+    CHECK_EQ(stats_of(seg).reclaimed, 0);
+    CHECK_EQ(kill(pids[0], SIGSTOP), 0);
+    CHECK_EQ(stats_of(peer).members, 4);
+    kill_child(pids[0]);
+    kill_child(pids[2]);
+    CHECK_EQ(stats_of(seg).members, 2);
+    CHECK_EQ(shmt_reclaim(seg), 3);
+    CHECK_EQ(stats_of(seg).members, 2);
+    shmt_segment_drop(peer);
+    CHECK_EQ(stats_of(seg).members, 1);
+    free_signal(in);
+    shmt_segment_drop(seg);
+}
+
 static void waits_are_counted_and_forgotten_with_their_member(void) {
     shmt_segment *seg = make(1, 0, 0), *peer = peer_of(seg);
     shmt_slot slot;
@@ -171,5 +204,5 @@ static void reading_while_others_work(void) {
 }
 
 TESTS(TEST(an_untouched_segment), TEST(what_was_done_is_counted), TEST(a_redelivery_is_no_claim),
-      TEST(waits_are_counted_and_forgotten_with_their_member), TEST(the_high_mark_is_sampled),
-      TEST(growing_slots_say_what_they_have), TEST(reading_while_others_work))
+      TEST(the_dead_do_not_count), TEST(waits_are_counted_and_forgotten_with_their_member),
+      TEST(the_high_mark_is_sampled), TEST(growing_slots_say_what_they_have), TEST(reading_while_others_work))
