@@ -8,7 +8,7 @@
 /* Places everything that follows from the counts. Creator and attacher both run it, so that no offset that was read from
  * shared memory is ever used: it is recomputed here and compared. */
 int shmt_geometry_place(shmt_geometry *geo) {
-    const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP | SHMT_APART;
+    const uint32_t known = SHMT_GROW | SHMT_PREFAULT | SHMT_HUGE_PAGES | SHMT_DROP | SHMT_APART | SHMT_SHRUNK;
     if ((geo->flags & ~known) != 0 || geo->slots > SHMT_SLOTS_MAX || geo->members < 1 ||
         geo->members > SHMT_MEMBERS_MAX || geo->meta_nbytes > SHMT_META_MAX || geo->slot_nbytes > SHMT_NBYTES_MAX ||
         geo->slot_stride > SHMT_NBYTES_MAX) {
@@ -66,8 +66,8 @@ bool shmt_geometry_shrink(shmt_geometry *geo) {
 
 int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo) {
     uint64_t unit = config->alignment;
-    if ((unit & (unit - 1)) != 0 || unit > SHMT_PAGE || config->slot_nbytes > SHMT_NBYTES_MAX ||
-        config->slot_stride > SHMT_NBYTES_MAX) {
+    if ((unit & (unit - 1)) != 0 || unit > SHMT_PAGE || (config->flags & SHMT_SHRUNK) ||
+        config->slot_nbytes > SHMT_NBYTES_MAX || config->slot_stride > SHMT_NBYTES_MAX) {
         return -EINVAL;
     }
     *geo = (shmt_geometry){

@@ -90,6 +90,7 @@ static inline int shmt_round_up(uint64_t *value, uint64_t unit) {
 /* ---- memory.c: reserve before touching ---------------------------------------------------------------------------- */
 int shmt_memory_check(uint64_t nbytes);
 int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes);
+int shmt_memory_reserve_unchecked(int fd, uint64_t offset, uint64_t nbytes); /* what was checked as part of a whole */
 int shmt_memory_present(int fd, uint64_t offset, uint64_t have, uint64_t want);
 int shmt_memory_populate(void *at, uint64_t nbytes);
 

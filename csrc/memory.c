@@ -17,8 +17,10 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-/* tmpfs used to undo a whole fallocate on any pending signal, so a periodic timer could starve one big call for ever. */
+/* tmpfs used to undo a whole fallocate on any pending signal, so a periodic timer could starve one big call for ever: after
+ * each interruption the next call asks for half as much, down to what takes some twenty microseconds. */
 #define RESERVE_CHUNK (UINT64_C(64) << 20)
+#define RESERVE_CHUNK_MIN (UINT64_C(64) << 10)
 /* Left to the rest of the machine; a reservation below the first figure is not worth reading five files for. */
 #define CHECK_FROM (UINT64_C(64) << 10)
 #define MARGIN (UINT64_C(64) << 20)
@@ -152,21 +154,25 @@ int shmt_memory_check(uint64_t nbytes) {
 
 /* Reserves [offset, offset + nbytes) of the file. A part that was reserved before a failure stays reserved: the caller
  * gives the whole file up, or tries the same range again. */
-int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes) {
-    int rc = shmt_memory_check(nbytes);
-    if (rc != 0) {
-        return rc;
-    }
+int shmt_memory_reserve_unchecked(int fd, uint64_t offset, uint64_t nbytes) {
+    uint64_t most = RESERVE_CHUNK;
     while (nbytes > 0) {
-        uint64_t chunk = nbytes < RESERVE_CHUNK ? nbytes : RESERVE_CHUNK;
+        uint64_t chunk = nbytes < most ? nbytes : most;
         if (fallocate(fd, 0, (off_t)offset, (off_t)chunk) == 0) {
             offset += chunk;
             nbytes -= chunk;
         } else if (errno != EINTR) {
             return errno == EFBIG ? -ENOSPC : -errno;
+        } else if (most > RESERVE_CHUNK_MIN) {
+            most /= 2;
         }
     }
     return 0;
+}
+
+int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes) {
+    int rc = shmt_memory_check(nbytes);
+    return rc == 0 ? shmt_memory_reserve_unchecked(fd, offset, nbytes) : rc;
 }
 
 /* Are the bytes from `have` to `want`, counted from `offset`, all there? Pages that nobody has touched count as a hole. */

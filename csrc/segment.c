@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -161,15 +162,27 @@ static int anonymous_file(int *out) {
     return 0;
 }
 
-/* Sizes and maps the file; where the address space does not suffice (RLIMIT_AS, valgrind) growing slots may grow less. */
+/* Beyond RLIMIT_FSIZE ftruncate sends SIGXFSZ as well, which ends a process that does not ignore it. */
+static int resize(int fd, uint64_t nbytes) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && nbytes > limit.rlim_cur) {
+        return -EFBIG;
+    }
+    return ftruncate(fd, (off_t)nbytes) == 0 ? 0 : -errno;
+}
+
+/* Sizes and maps the file; where limits do not allow that (RLIMIT_AS, RLIMIT_FSIZE, valgrind) growing slots may grow less. */
 static int size_and_map(int fd, shmt_geometry *geo, uint8_t **base) {
-    int rc;
     for (;;) {
-        rc = ftruncate(fd, (off_t)geo->total_nbytes) == 0 ? map(fd, geo->total_nbytes, base) : -errno;
+        int rc = resize(fd, geo->total_nbytes);
+        if (rc == 0) {
+            rc = map(fd, geo->total_nbytes, base);
+        }
         bool too_much = rc == -ENOMEM || rc == -EFBIG || rc == -EINVAL;
         if (!too_much || !shmt_geometry_shrink(geo)) {
             return rc;
         }
+        geo->flags |= SHMT_SHRUNK;
         rc = shmt_geometry_place(geo);
         if (rc != 0) {
             return rc;
@@ -177,16 +190,19 @@ static int size_and_map(int fd, shmt_geometry *geo, uint8_t **base) {
     }
 }
 
+/* How much memory it takes from the start. */
+static uint64_t wanted(const shmt_geometry *geo) {
+    bool sparse = (geo->flags & SHMT_GROW) && geo->slots > 0;
+    return sparse ? geo->data_offset + geo->slots * geo->slot_nbytes : geo->total_nbytes;
+}
+
 static int reserve(int fd, const shmt_geometry *geo) {
     if (!(geo->flags & SHMT_GROW) || geo->slots == 0) {
-        return shmt_memory_reserve(fd, 0, geo->total_nbytes);
+        return shmt_memory_reserve_unchecked(fd, 0, geo->total_nbytes);
     }
-    int rc = shmt_memory_check(geo->data_offset + geo->slots * geo->slot_nbytes); /* many small parts are large too */
-    if (rc == 0) {
-        rc = shmt_memory_reserve(fd, 0, geo->data_offset);
-    }
-    for (uint32_t i = 0; i < geo->slots && rc == 0 && geo->slot_nbytes > 0; i++) {
-        rc = shmt_memory_reserve(fd, geo->data_offset + i * geo->slot_stride, geo->slot_nbytes);
+    int rc = shmt_memory_reserve_unchecked(fd, 0, geo->data_offset);
+    for (uint32_t i = 0; i < geo->slots && rc == 0; i++) {
+        rc = shmt_memory_reserve_unchecked(fd, geo->data_offset + i * geo->slot_stride, geo->slot_nbytes);
     }
     return rc;
 }
@@ -223,7 +239,11 @@ int shmt_segment_make(const shmt_config *config, const shmt_geometry *wish, shmt
     shmt_geometry geo = *wish;
     uint8_t *base = NULL;
     shmt_segment *seg = NULL;
-    int fd = -1, rc = config->name ? shmt_name_born(&fd) : anonymous_file(&fd);
+    /* Before the mapping: where both memory and address space are short, more address space would be of no use. */
+    int fd = -1, rc = shmt_memory_check(wanted(&geo));
+    if (rc == 0) {
+        rc = config->name ? shmt_name_born(&fd) : anonymous_file(&fd);
+    }
     if (rc != 0) {
         return rc;
     }

@@ -41,6 +41,7 @@ enum {
     SHMT_HUGE_PAGES = 4u, /* advise huge pages; /proc/<pid>/smaps, ShmemPmdMapped, says whether it took */
     SHMT_APART = 16u,     /* with SHMT_PREFAULT: not in create and attach; the caller does it, in threads */
     SHMT_DROP = 8u,       /* an item whose consumer dies is dropped; otherwise it is redelivered */
+    SHMT_SHRUNK = 32u,    /* set by create: its limits let slots grow less far than was asked for */
 };
 
 typedef struct shmt_config {

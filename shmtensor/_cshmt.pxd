@@ -17,6 +17,7 @@ cdef extern from "shmt.h" nogil:
         SHMT_HUGE_PAGES
         SHMT_APART
         SHMT_DROP
+        SHMT_SHRUNK
 
     ctypedef struct shmt_config:
         const char *name

@@ -125,7 +125,7 @@ cdef class Segment:
         return {
             "data_nbytes": info.data_nbytes, "slot_nbytes": info.slot_nbytes, "slot_stride": info.slot_stride,
             "identity": info.identity, "slots": info.slots, "members": info.members, "flags": info.flags,
-            "apart": bool(info.flags & SHMT_APART),
+            "apart": bool(info.flags & SHMT_APART), "shrunk": bool(info.flags & SHMT_SHRUNK),
         }
 
     @property

@@ -14,17 +14,18 @@ from typing import Any, Literal
 from shmtensor._core import Buffer
 from shmtensor.deaths import Death, Watch
 from shmtensor.diagnosis import Look, explain, poll
-from shmtensor.errors import ShmLayoutError, ShmNoSpaceError, ShutDown, error_from
+from shmtensor.errors import ShmLayoutError, ShutDown, error_from
+from shmtensor.limits import shortage
 from shmtensor.segments import (
     NBYTES_MAX,
+    attached,
     check_int,
     check_name,
     check_total,
+    created,
     from_handle,
     handle_of,
     is_failure,
-    no_space,
-    opened,
 )
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
 
@@ -143,13 +144,10 @@ class TensorBuffer(Buffer):
             seq_first=_seq_first,
             meta=parsed.dumps(),
         )
-        opened(self, rc, what, name, 0 if grow else parsed.nbytes * slots)
-        if grow and (room := int(self._info["slot_stride"])) < parsed.nbytes:
+        created(self, rc, what, name, 0 if grow else parsed.nbytes * slots)
+        if grow and self._info["slot_stride"] < parsed.nbytes:  # shrunk beyond use
             self.close()
-            raise ShmNoSpaceError(
-                errno.ENOMEM,
-                f"{what}: there is address space for {room:,} bytes each; lower slots=, or see `ulimit -v`",
-            )
+            created(self, -errno.ENOMEM, what, name, parsed.nbytes * slots)
         self._set_spec(parsed, spin_us)
         return self
 
@@ -167,13 +165,13 @@ class TensorBuffer(Buffer):
         check_name(name)
         check_int("spin_us", spin_us, 0, 10**9)
         self = cls.__new__(cls)
-        opened(self, self._attach(name), f"attaching to buffer {name!r}", name)
+        attached(self, self._attach(name), f"attaching to buffer {name!r}", name)
         return self._attached(spin_us)
 
     @classmethod
     def _from_fd(cls, fd: int) -> TensorBuffer:
         self = cls.__new__(cls)
-        opened(self, self._attach_fd(fd), "attaching to a buffer by descriptor")
+        attached(self, self._attach_fd(fd), "attaching to a buffer by descriptor")
         return self._attached(50)
 
     def _attached(self, spin_us: int) -> TensorBuffer:
@@ -301,14 +299,17 @@ class TensorBuffer(Buffer):
         return TimeoutError(explain(self, verb, timeout, now, [look for look in (last, before) if look is not None]))
 
     def _no_room(self, code: int, what: str, nbytes: int) -> Exception:
-        if code in (errno.ENOSPC, errno.ENOMEM):
-            return ShmNoSpaceError(code, f"{what}: {no_space(nbytes, self.name)}")
         if code == errno.EMSGSIZE:
-            return ValueError(
-                f"{what} needs a slot of {nbytes:,} bytes, and slots can grow to {self._info['slot_stride']:,}: "
-                "raise max_slot_nbytes="
+            info = self._info
+            knob = (
+                "its creator's limits allowed no more: raise `ulimit -v` (address space) and `ulimit -f` (file size)"
+                if info["shrunk"]
+                else "raise max_slot_nbytes="
             )
-        return error_from(code, what)
+            return ValueError(
+                f"{what} needs a slot of {nbytes:,} bytes, and slots can grow to {info['slot_stride']:,}: {knob}"
+            )
+        return shortage(code, what, nbytes, self.name) or error_from(code, what)
 
     def _unknown(self, key: object) -> KeyError:
         known = [f.path for f in self.spec.fields]

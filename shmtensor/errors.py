@@ -67,12 +67,20 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.EUCLEAN: (ShmLayoutError, "its contents in shared memory are corrupt"),
     errno.EBADMSG: (ShmLayoutError, "it is not a shmtensor segment"),
     errno.EPROTONOSUPPORT: (ShmLayoutError, "it was made by an incompatible version of shmtensor"),
-    errno.ENOSPC: (ShmNoSpaceError, "memory could not be reserved"),
-    errno.ENOMEM: (ShmNoSpaceError, "no address space or heap is left; see `ulimit -v`"),
+    errno.ENOSPC: (
+        ShmNoSpaceError,
+        "memory could not be had: raise the memory limit of this container or control group; if it has a name, enlarge "
+        "/dev/shm",
+    ),
+    errno.ENOMEM: (ShmNoSpaceError, "no address space or heap is left: see `ulimit -v` and vm.max_map_count"),
     errno.EMSGSIZE: (ValueError, "it does not fit into a slot: raise max_slot_nbytes="),
     errno.EUSERS: (ShmError, "every member's place is taken: raise members="),
     errno.EBUSY: (OSError, "a process that was stopped is removing the name: let it go on, or end it"),
     errno.EMFILE: (OSError, "this process has no descriptor left: raise `ulimit -n`"),
+    errno.ENFILE: (OSError, "the machine has no descriptor left: raise fs.file-max"),
+    errno.ENOLCK: (OSError, "the kernel has no file lock left"),
+    errno.EAGAIN: (OSError, "too much memory is locked: raise `ulimit -l`, or do without mlockall()"),
+    errno.EINTR: (OSError, "a signal interrupted it: try again"),
     errno.ENXIO: (
         ShmError,
         "/proc is not mounted: creating a segment needs it, and so does joining an anonymous one; mount it",

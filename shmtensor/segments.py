@@ -12,8 +12,9 @@ import weakref
 from multiprocessing import AuthenticationError, process, reduction, util
 from typing import Any, Protocol
 
-from shmtensor._core import Segment, memory_left
-from shmtensor.errors import ShmError, ShmNoSpaceError, ShutDown, error_from
+from shmtensor._core import Segment
+from shmtensor.errors import ShmError, ShutDown, error_from
+from shmtensor.limits import refused, shortage
 
 #: The most that one segment can have, bytes: SHMT_NBYTES_MAX of csrc/layout.h.
 NBYTES_MAX = 2**46
@@ -84,45 +85,33 @@ def check_total(what: str, nbytes: int, knobs: str) -> None:
         )
 
 
-def opened(segment: Segment, rc: int, what: str, name: str | None = None, nbytes: int = 0) -> None:
-    """Raises for the -errno of a create or an attach, saying what would help."""
+def created(segment: Segment, rc: int, what: str, name: str | None, nbytes: int) -> None:
+    """Raises for the -errno of a create, naming the limit that was in the way; ``nbytes`` of memory were wanted."""
     if rc == 0:
         _open.add(segment)
         return
-    if rc == -errno.ENOMEM:
-        hint = "no address space is left for it; see `ulimit -v`"
-        raise ShmNoSpaceError(-rc, f"{what}: {nbytes:,} bytes wanted; {hint}" if nbytes else f"{what}: {hint}")
-    if rc == -errno.ENOSPC:
-        raise ShmNoSpaceError(-rc, f"{what}: {no_space(nbytes, name)}")
-    if rc == -errno.EPERM and name is not None:
-        raise PermissionError(
-            errno.EPERM,
-            f"{what}: /dev/shm/shmtensor.{name} is no plain file of this user with mode 0600, so it is not trusted",
-        )
     if rc == -errno.EEXIST:
         raise FileExistsError(errno.EEXIST, f"{what}: the name is in use; attach to it, or choose another")
+    raise shortage(-rc, what, nbytes, name) or refused(-rc, what, name) or error_from(-rc, what)
+
+
+def attached(segment: Segment, rc: int, what: str, name: str | None = None) -> None:
+    """Raises for the -errno of an attach, saying what would help."""
+    if rc == 0:
+        _open.add(segment)
+        return
+    if rc in (-errno.EPERM, -errno.EACCES) and name is not None:
+        raise PermissionError(
+            -rc,
+            f"{what}: /dev/shm/shmtensor.{name} is no plain file of this user with mode 0600, so it is not trusted",
+        )
     if rc == -errno.ENOENT and name is not None:
         raise FileNotFoundError(
             errno.ENOENT,
             f"{what}: there is no segment of this name; start the process that creates it first, or create() it here "
             "(a name goes when its last process has closed)",
         )
-    raise error_from(-rc, what)
-
-
-def no_space(nbytes: int, name: str | None) -> str:
-    """What was wanted, what is free, and which limit to raise."""
-    wanted = f"{nbytes:,} bytes wanted" if nbytes else "more memory wanted"
-    text = f"{wanted}; {memory_left():,} bytes of memory are left (64 MiB of them stay in reserve)"
-    if name is not None:
-        try:
-            shm = os.statvfs("/dev/shm")
-            text += f", {shm.f_bavail * shm.f_frsize:,} bytes in /dev/shm"
-        except OSError:
-            text += ", and /dev/shm cannot be read"
-        text += ". Make it smaller, enlarge /dev/shm (docker: --shm-size), or leave name= out: anonymous segments are"
-        return text + " not limited by /dev/shm"
-    return text + ". Make it smaller, or raise the memory limit of this container or control group"
+    raise shortage(-rc, what, 0, name) or error_from(-rc, what)
 
 
 class _Attachable(Protocol):

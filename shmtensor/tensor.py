@@ -12,7 +12,7 @@ import numpy as np
 
 from shmtensor._core import Array, Segment
 from shmtensor.errors import ShmLayoutError, error_from
-from shmtensor.segments import check_int, check_name, check_total, from_handle, handle_of, opened
+from shmtensor.segments import attached, check_int, check_name, check_total, created, from_handle, handle_of
 from shmtensor.spec import Field, Spec, resolve_dtype
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class SharedTensor(Array):
             huge_pages=huge_pages,
             meta=spec.dumps(),
         )
-        opened(self, rc, what, name, nbytes)
+        created(self, rc, what, name, nbytes)
         self._set_spec(spec)
         if parallel:
             _prefault(self, nbytes)
@@ -150,13 +150,13 @@ class SharedTensor(Array):
             raise TypeError("name must be a str: an anonymous array is passed to a process, not attached by name")
         check_name(name)
         self = cls.__new__(cls)
-        opened(self, self._attach(name), f"attaching to SharedTensor {name!r}", name)
+        attached(self, self._attach(name), f"attaching to SharedTensor {name!r}", name)
         return self._attached()
 
     @classmethod
     def _from_fd(cls, fd: int) -> SharedTensor:
         self = cls.__new__(cls)
-        opened(self, self._attach_fd(fd), "attaching to a SharedTensor by descriptor")
+        attached(self, self._attach_fd(fd), "attaching to a SharedTensor by descriptor")
         return self._attached()
 
     def _attached(self) -> SharedTensor:

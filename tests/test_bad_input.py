@@ -718,26 +718,29 @@ with st.TensorBuffer.create(any, slots=8) as buffer:
     free = buffer.slot_nbytes
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), resource.RLIM_INFINITY))
-with st.TensorBuffer.create(any, slots=8) as buffer:
-    assert 1 << 20 < buffer.slot_nbytes < min(free, 50 << 20), buffer.slot_nbytes
-    buffer.put(np.full(1 << 20, 7, "uint8"))
-    assert buffer.get(copy=True).min() == 7
+def too_large(buffer):
     try:
         with buffer.claim() as slot:
             slot.empty(None, buffer.slot_nbytes + 1)
     except ValueError as e:
-        assert "max_slot_nbytes" in str(e)
-    else:
-        raise AssertionError
+        return str(e)
+with st.TensorBuffer.create(any, slots=8) as buffer:
+    assert 1 << 20 < buffer.slot_nbytes < min(free, 50 << 20), buffer.slot_nbytes
+    buffer.put(np.full(1 << 20, 7, "uint8"))
+    assert buffer.get(copy=True).min() == 7
+    assert "ulimit -v" in too_large(buffer) and "max_slot_nbytes" not in too_large(buffer)
+with st.TensorBuffer.create(any, slots=8, max_slot_nbytes=1 << 20) as buffer:
+    assert "max_slot_nbytes" in too_large(buffer) and "ulimit" not in too_large(buffer)
 for make in (
     lambda: st.TensorBuffer.create(((500 << 20,), "uint8"), slots=1),
     lambda: st.TensorBuffer.create({"x": ((500 << 20,), "uint8"), "text": any}, slots=1),
     lambda: st.SharedTensor.empty(500 << 20, "uint8"),
+    lambda: st.TensorBuffer.create({"a": ((500 << 20,), "uint8"), "b": any}, slots=1),
 ):
     try:
         make()
     except st.ShmNoSpaceError as e:
-        assert "ulimit -v" in str(e), e
+        assert "ulimit -v" in str(e) and "bytes wanted" in str(e), e
     else:
         raise AssertionError
 print("done")
