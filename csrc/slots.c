@@ -104,6 +104,8 @@ bool shmt_slots_all_ready(shmt_segment *seg) {
     return true;
 }
 
+uint32_t shmt_slot_tries(uint64_t word) { return shmt_word_is_reading(word) ? shmt_word_tries(word) : 0; }
+
 int shmt_slot_info_get(shmt_segment *seg, uint32_t index, shmt_slot_info *out) {
     if (index >= seg->geo.slots) {
         return -EINVAL;

@@ -415,6 +415,12 @@ cdef class Batch(Held):
     def __len__(self):
         return self.n
 
+    @property
+    def redelivered(self):
+        """How often each item was handed out before, to consumers who died with it: a tuple of len(batch) numbers."""
+        cdef int i
+        return tuple([shmt_slot_tries(self.words[i]) for i in range(self.n)])
+
     cdef object label(self):
         return f"Batch of {self.n} slots from {self.s.index}"
 

@@ -547,6 +547,29 @@ def test_a_killed_consumers_items(what: str, policy: str) -> None:
             crew.__exit__(KeyboardInterrupt)
 
 
+def test_a_batch_says_which_of_its_items_come_again() -> None:
+    with st.TensorBuffer.create(NUMBER, slots=4) as buffer:
+        buffer.put_many([1, 2, 3])
+        with buffer.acquire() as slot:
+            assert slot.redelivered == 0
+        crew = Crew()
+        try:
+            assert hear(crew.start(hold_and_die, buffer, "acquire")) == 1  # 2
+            kill(crew)
+        finally:
+            crew.__exit__(KeyboardInterrupt)
+        buffer.put(4)
+        assert buffer.reclaim() == 1
+        heard = []
+        while buffer.stats()["ready"]:
+            with buffer.acquire_many(4) as batch:
+                assert len(batch.redelivered) == len(batch)
+                heard += zip(batch.numpy().tolist(), batch.redelivered, strict=True)
+        assert sorted(heard) == [(2, 1), (3, 0), (4, 0)]
+        with buffer.claim_many(2) as batch:
+            assert batch.redelivered == (0,) * len(batch)
+
+
 def test_an_item_that_kills_its_consumers_is_given_up() -> None:
     """Redelivered three times, then dropped and counted."""
     with st.TensorBuffer.create(NUMBER, slots=2) as buffer:
