@@ -182,13 +182,10 @@ int shmt_slot_try_acquire_many(shmt_segment *seg, uint32_t n, uint64_t *words, s
 int shmt_slot_acquire_many(shmt_segment *seg, uint32_t n, int64_t deadline_ns, uint64_t *words, shmt_slot *first);
 int shmt_slot_release(shmt_segment *seg, const shmt_slot *slot);
 int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n);
-<<<<<<< HEAD
 /* Instead of release: the item could not be used here and is handed out again, after those that wait already. */
 int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot);
-=======
 /* Of one of a batch's words: how often that item was redelivered; 0 for a claimed one. */
 uint32_t shmt_slot_tries(uint64_t word);
->>>>>>> ac90841 (A batch says which of its items come again: duplicates are flagged however they are acquired)
 
 /* How long a wait spins before it sleeps, microseconds; process-local, default 50. */
 void shmt_spin_set(shmt_segment *seg, uint32_t spin_us);

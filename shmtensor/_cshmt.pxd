@@ -126,11 +126,8 @@ cdef extern from "shmt.h" nogil:
     int shmt_slot_acquire_many(shmt_segment *seg, uint32_t n, int64_t deadline_ns, uint64_t *words, shmt_slot *first)
     int shmt_slot_release(shmt_segment *seg, const shmt_slot *slot)
     int shmt_slot_release_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n)
-<<<<<<< HEAD
     int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot)
-=======
     uint32_t shmt_slot_tries(uint64_t word)
->>>>>>> ac90841 (A batch says which of its items come again: duplicates are flagged however they are acquired)
 
     void shmt_spin_set(shmt_segment *seg, uint32_t spin_us)
 
