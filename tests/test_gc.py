@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -287,6 +288,14 @@ print(main(["gc"]))
     leave_dead(name)
     assert python(code) == "1\n"
     assert path_of(name).exists()
+
+
+def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "usage:" in said.err
+    assert re.search(r"^\s+gc\s", said.err, re.M)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
