@@ -27,6 +27,11 @@ int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen) {
         uint64_t p = shmt_load_seq_cst(&header->write_seq); /* O2: a stale value only costs a turn */
         shmt_atomic64 *cell = &seg->cells[p & (ring - 1)];
         uint64_t seen = shmt_load_seq_cst(cell); /* O1: the compare-and-swap below decides */
+        /* O2: so that `seen` is of this position. Whoever sleeps between the two loads for all but one of 2^24 laps would
+         * take an entry that waits to be read for one of the lap before. */
+        if (SHMT_UNLIKELY(shmt_load_seq_cst(&header->write_seq) != p)) {
+            continue;
+        }
         uint64_t lap = lap_of(seg, p);
         if (shmt_cell_lap(seen) == ((lap - 1) & SHMT_LAP_MASK)) {
             /* Of the lap before: overwriting it is right only if it has been read. Live entries are at most `slots` and
@@ -35,9 +40,6 @@ int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen) {
                 uint64_t r = shmt_load_seq_cst(&header->read_seq); /* O3: how far the readers are, at least */
                 shmt_store_relaxed(&seg->read_seen, r);            /* a bound of this process */
                 if ((int64_t)(p - r) >= (int64_t)ring) { /* r may be ahead of p: the one who pushed there rests */
-                    if (shmt_load_seq_cst(&header->write_seq) != p) { /* O2: we looked at an old position */
-                        continue;
-                    }
                     return -EUCLEAN;
                 }
             }
@@ -48,9 +50,9 @@ int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen) {
                 return 0;
             }
         } else if (shmt_cell_lap(seen) == lap) {
-            shmt_cas_seq_cst(&header->write_seq, &p, p + 1);     /* O2: help whoever pushed here and stopped */
-        } else if (shmt_load_seq_cst(&header->write_seq) == p) { /* O2: of neither lap, and nobody moved */
-            return -EUCLEAN;
+            shmt_cas_seq_cst(&header->write_seq, &p, p + 1); /* O2: help whoever pushed here and stopped */
+        } else {
+            return -EUCLEAN; /* of neither lap */
         }
     }
     return -EUCLEAN;

@@ -352,8 +352,46 @@ static void readers_ahead_of_a_slow_pusher(void) {
     shmt_segment_drop(race);
 }
 
+/* A pusher is stopped anywhere, and the others push on for all but one of the laps that a cell can count: where it was about
+ * to push lies an entry that waits to be read, of what looks like the lap before. */
+static void push_slot_0(void) { CHECK_EQ(shmt_order_push(race, 0, shmt_word_gen(word_of(race, 0))), 0); }
+static void nothing(void) {}
+
+static void a_pusher_that_sleeps_through_nearly_every_lap(void) {
+    NEEDS_STEPS();
+    static const uint64_t at[] = WRAPS(4);
+    for (int f = 0; f < N_WRAPS; f++) {
+        uint64_t ended_at = 0, overtaken = 0;
+        for (uint64_t n = 0; ended_at == 0; n++) {
+            step_child child;
+            race = make(2, 0, at[f]);
+            ready(race, 0);
+            const uint64_t p = write_seq(race), later = p + SHMT_LAP_MASK * race->geo.ring; /* in the same cell */
+            if (!step_start(&child, nothing, push_slot_0, n)) {
+                ended_at = n;
+            } else if (shmt_cell_lap(shmt_load_seq_cst(cell_at(race, p))) == (lap(race, p) & SHMT_LAP_MASK)) {
+                step_on(&child); /* it has pushed */
+            } else {
+                for (uint64_t q = later - race->geo.ring; q < later; q++) {
+                    shmt_store_release(cell_at(race, q), shmt_cell(lap(race, q), 0, 1)); /* read long ago */
+                }
+                set_read_seq(race, later);
+                set_write_seq(race, later);
+                push(race, 1);
+                step_on(&child);
+                CHECK_EQ(take(race), 1);
+                overtaken++;
+            }
+            CHECK_EQ(take(race), 0);
+            CHECK_EQ(take(race), -EAGAIN);
+            shmt_segment_drop(race);
+        }
+        CHECK(overtaken > 10);
+    }
+}
+
 TESTS(TEST(first_in_first_out), TEST(the_smallest_ring), TEST(entries_that_have_gone_stale_are_skipped),
       TEST(an_item_in_the_ring_twice_is_taken_once), TEST(a_pusher_that_stopped_half_way_is_helped),
       TEST(a_taker_that_stopped_half_way_is_helped), TEST(batches), TEST(a_batch_ends_at_a_stale_entry),
       TEST(a_full_ring_is_corrupt), TEST(corrupt_cells), TEST(random_corruption), TEST(marking_what_the_ring_holds),
-      TEST(readers_ahead_of_a_slow_pusher))
+      TEST(readers_ahead_of_a_slow_pusher), TEST(a_pusher_that_sleeps_through_nearly_every_lap))
