@@ -72,9 +72,9 @@ static inline int shmt_word_is_reading(uint64_t w) { return (shmt_word_state(w) 
  * Position p of the free-running sequence lies in cell p & (R - 1) and belongs to lap p / R. A cell whose lap is one less
  * than that of write_seq has not been filled yet; all laps are compared modulo 2^24.
  *
- * Wrap-around disturbs order at worst, never ownership: the cell only says which slot to try next, and the slot word is
- * compared in full before anything is taken. A pusher that sleeps for exactly 2^24 laps puts its entry a little early or
- * late; a cell whose 24 generation bits match by accident hands out an item that is READY anyway. */
+ * Wrap-around never disturbs ownership: the cell only says which slot to try next, and the slot word is compared in full
+ * before anything is taken. A cell whose 24 generation bits match by accident hands out an item that is READY anyway. A pusher
+ * that sleeps through all laps, or all but one, overwrites a cell only if it finds the slot and the generation it saw, too. */
 #define SHMT_LAP_MASK UINT64_C(0xffffff)
 #define SHMT_CELL_GEN_MASK UINT64_C(0xffffff)
 
