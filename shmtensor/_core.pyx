@@ -33,6 +33,10 @@ cdef extern from "Python.h":
     int Py_REFCNT(PyObject *)  # not (object): that would count Cython's own temporary
     int get_buffer "PyObject_GetBuffer"(object exporter, Py_buffer *view, int flags) except -1
 
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArrayObject_fields:
+        PyObject *weakreflist
+
 cdef extern from "errno.h":
     int EAGAIN, EINTR, ETIMEDOUT, EINVAL, EUCLEAN
 

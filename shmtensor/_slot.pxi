@@ -1,6 +1,11 @@
 # _slot.pxi - what a claim or an acquire gives: one slot, or a batch of slots that follow each other.
 
 
+cdef inline bint is_known(PyObject *array) noexcept:
+    """Whether somebody else can still reach an array that we have one reference on: by one of theirs, or a weak one."""
+    return Py_REFCNT(array) > 1 or (<PyArrayObject_fields *>array).weakreflist != NULL
+
+
 @cython.freelist(64)
 @cython.no_gc
 cdef class Held:
@@ -13,7 +18,7 @@ cdef class Held:
     def __dealloc__(self):
         if self.state == WRITING:
             shmt_slot_abort_many(self.buffer.seg, &self.s, self.words, self.n)  # in a forked child: does nothing
-            self.buffer.unpin()
+            self.finish(ABORTED)
         elif self.state == READING and self.hold is None:
             shmt_lease_drop(self.lease)
 
@@ -96,13 +101,13 @@ cdef class Held:
         self.hold = None
         if self.handed_out is not None:
             if type(self.handed_out) is not list:
-                if Py_REFCNT(<PyObject *>self.handed_out) > 1:
+                if is_known(<PyObject *>self.handed_out):
                     cnp.PyArray_CLEARFLAGS(<cnp.ndarray>self.handed_out, cnp.NPY_ARRAY_WRITEABLE)
                     self.handed_out = None
             else:
                 for i in range(len(<list>self.handed_out)):
                     array = PyList_GET_ITEM(self.handed_out, i)
-                    if Py_REFCNT(array) > 1:
+                    if is_known(array):
                         cnp.PyArray_CLEARFLAGS(<cnp.ndarray>array, cnp.NPY_ARRAY_WRITEABLE)
                         (<list>self.handed_out)[i] = None
             if self.buffer.spare is not None:

@@ -148,3 +148,21 @@ def test_batches_have_theirs():
             assert shape == (n, 4)
             with buffer.acquire_many(n) as batch:
                 assert (batch.numpy() == k).all()
+
+
+def test_one_that_can_be_reached_by_a_weak_reference_is_not_kept(buf):
+    with buf.claim() as slot:
+        single = weakref.ref(slot["a"])
+    assert single() is None
+    consume(buf)
+    with buf.claim() as slot:
+        several = weakref.ref(slot["a"]), weakref.ref(slot["b"])
+    assert [r() for r in several] == [None, None]
+
+
+def test_a_slot_that_is_dropped_leaves_nothing_to_write_with(buf):
+    slot = buf.claim()
+    kept = slot["a"]
+    del slot
+    assert buf.stats()["free"] == 1
+    assert not kept.flags.writeable
