@@ -78,7 +78,8 @@ static const char *wrong(shmt_segment *seg) {
     uint64_t r = shmt_load_seq_cst(&header->read_seq);  /* O3 */
     uint64_t w = shmt_load_seq_cst(&header->write_seq); /* O2 */
     int64_t length = (int64_t)(w - r);
-    if (length < -(int64_t)seg->geo.ring || length > (int64_t)seg->geo.ring) { /* they move while we look */
+    bool far = length < -(int64_t)seg->geo.ring || length > (int64_t)seg->geo.ring;
+    if (far && shmt_load_seq_cst(&header->read_seq) == r) { /* O3: else they moved while we looked, or were stopped */
         return "write_seq and read_seq are further apart than the ring is long";
     }
     for (uint64_t k = 0; k < seg->geo.ring; k++) {
