@@ -61,7 +61,7 @@ cdef class Buffer(Segment):
                 if rc == -_ETIMEDOUT and look is None and step < deadline and timeout is not None:
                     look = self._look()
                 if self._watch is not None and rc <= 0:
-                    self._watch.tell(self._deaths(), self.deaths_read.missed)
+                    self._watch.tell(self)
         except BaseException:
             self.unpin()
             raise
@@ -343,7 +343,12 @@ cdef class Buffer(Segment):
         f.place(s.data, s.nbytes, &at)
         if torch:
             view = f.tensor(&at, hold.thing, &LEASE)
-            return view.clone() if copy else view
+            if not copy:
+                return view
+            try:
+                return view.clone()
+            except RuntimeError as e:  # torch's word for it
+                raise MemoryError(f"{f.label}: {str(e).partition(chr(10))[0]}") from e
         return f.array_copy(&at) if copy else f.array(&at, hold, True)
 
     def get_many(self, int n, timeout=None, *, bint copy=False, bint torch=False):

@@ -231,15 +231,16 @@ class TensorBuffer(Buffer):
 
         It is called from within this process's own calls: while it waits in claim(), acquire(), put() or get(), at
         latest 0.1 seconds after the death could be known, and in reclaim() and deaths(). What it raises comes out of
-        that call, which has then taken nothing. Returns ``callback``, so that it can decorate.
+        that call, which has then taken nothing; what is still to be told comes with the next call. Not called in
+        processes that are forked afterwards. Returns ``callback``, so that it can decorate.
         """
-        self._listen().callbacks.append(callback)
+        self._listen().add(callback)
         return callback
 
     def _listen(self) -> Watch:
         if self._watch is None:
             self._watch = Watch()
-        self._watch.tell(self._deaths(), self._deaths_missed)
+        self._watch.tell(self)
         return self._watch
 
     def reclaim(self) -> int:

@@ -7,7 +7,10 @@ taken once.
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,10 +48,28 @@ class Watch:
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[Death], Any]] = []
-        self._untold: list[Death] = []
+        self._due: deque[tuple[Death, Callable[[Death], Any]]] = deque()
+        self._untold: deque[Death] = deque()
         self._held: dict[tuple[int, int], dict[tuple[int, int], HeldSlot]] = {}
         self._known: dict[tuple[int, int], None] = {}  # in order of their being told
         self._missed = 0
+        self._of_process()
+
+    def _of_process(self) -> None:
+        self._pid = os.getpid()
+        # Records are taken in in the order in which they were read, whichever thread reads them; a signal handler may too.
+        self._lock = threading.RLock()
+
+    def _check_process(self) -> None:
+        """After a fork the parent's callbacks are not the child's, nor is its lock, which may have been held."""
+        if self._pid != os.getpid():
+            self._of_process()
+            self.callbacks = []
+            self._due.clear()
+
+    def add(self, callback: Callable[[Death], Any]) -> None:
+        self._check_process()
+        self.callbacks.append(callback)
 
     def note(self, records: list[tuple[Any, ...]], missed: int = 0) -> None:
         """Takes in what Buffer._deaths() returned."""
@@ -65,23 +86,30 @@ class Watch:
             if len(self._known) > _REMEMBERED:
                 del self._known[next(iter(self._known))]
         if missed > self._missed:
+            new, self._missed = missed - self._missed, missed  # first: where warnings are errors, one is enough
             warnings.warn(
-                f"{missed - self._missed} records of deaths were overwritten before they were read: call deaths() "
-                "more often",
+                f"{new} records of deaths were overwritten before they were read: call deaths() more often",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-            self._missed = missed
 
     def take(self) -> list[Death]:
         """What has not been told yet."""
-        untold, self._untold = self._untold, []
-        return untold
+        out = []
+        while self._untold:
+            out.append(self._untold.popleft())
+        return out
 
-    def tell(self, records: list[tuple[Any, ...]], missed: int = 0) -> None:
-        """Takes in records and calls the callbacks, if there are any; else deaths() will return them."""
-        self.note(records, missed)
-        if self.callbacks:
-            for death in self.take():
-                for callback in tuple(self.callbacks):
-                    callback(death)
+    def tell(self, buffer: Any) -> None:
+        """Takes in what is new and calls the callbacks, if there are any; else deaths() will return it."""
+        self._check_process()
+        with self._lock:
+            self.note(buffer._deaths(), buffer._deaths_missed)
+            if self.callbacks:
+                self._due.extend((death, callback) for death in self.take() for callback in self.callbacks)
+        while True:  # one at a time: if one raises, the others are called next time
+            try:
+                death, callback = self._due.popleft()
+            except IndexError:
+                return
+            callback(death)

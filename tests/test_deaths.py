@@ -179,3 +179,59 @@ def test_get_many_returns_what_it_has():
         with NoMemory():
             assert [len(a) for a in buffer.get_many(3, copy=True)] == [1, 2]
         assert len(buffer.get(copy=True)) == 64 << 20
+
+
+def test_what_raises_keeps_no_death_from_being_told(buf):
+    told, also = [], []
+
+    @buf.on_death
+    def complain(death):
+        told.append(death.pid)
+        if len(told) == 1:
+            raise RuntimeError("the first")
+
+    buf.on_death(lambda death: also.append(death.pid))
+    with Crew() as crew:
+        for _ in range(3):
+            hear(crew.start(hold, buf, 1, 0))
+        pids = [kill(crew, n) for n in range(3)]
+        with pytest.raises(RuntimeError, match="the first"):
+            buf.reclaim()
+        buf.reclaim()
+        crew.processes.clear()
+    assert sorted(told) == sorted(also) == sorted(pids)
+
+
+def test_a_forked_child_does_not_call_the_callbacks_of_its_parent(buf):
+    read, write = os.pipe()
+    buf.on_death(lambda death: os.write(write, b"%d;" % os.getpid()))
+    with Crew("fork") as crew:
+        hear(crew.start(hold, buf, 1, 0))
+        child = crew.start(reclaim_once, buf)
+        hear(child)
+        kill(crew, 0)
+        child.send("now")
+        assert hear(child) == 1
+        buf.reclaim()
+        del crew.processes[0]
+    assert os.read(read, 100) == b"%d;" % os.getpid()
+    os.close(read)
+    os.close(write)
+
+
+def test_a_warning_that_is_an_error_comes_once():
+    log = st.deaths.Watch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning):
+            log.note([], missed=3)
+        log.note([], missed=3)
+
+
+def test_a_tensor_that_cannot_be_copied_for_want_of_memory_is_not_lost():
+    pytest.importorskip("torch")
+    with st.TensorBuffer.create(((64 << 20,), "uint8"), slots=1) as buffer:
+        buffer.put(np.ones(64 << 20, np.uint8))
+        with NoMemory(), pytest.raises(MemoryError):
+            buffer.get(copy=True, torch=True)
+        assert len(buffer.get(timeout=SECONDS, copy=True, torch=True)) == 64 << 20
