@@ -22,6 +22,7 @@ from libc.string cimport memcpy
 cimport cython
 cimport numpy as cnp
 
+import copyreg
 import io
 import pickle
 
@@ -32,6 +33,7 @@ from shmtensor.codec import (
     class_name,
     field_of,
     find_class,
+    is_found,
     is_plain_dataclass,
     is_plain_namedtuple,
     resolve_dtype,
@@ -105,7 +107,7 @@ cdef object _known(object dtype):
     try:
         of = resolve_dtype(dtype)
         field = field_of(of)
-        if isinstance(dtype, np.dtype) and (of.numpy != dtype or dtype.metadata):
+        if isinstance(dtype, np.dtype) and of.numpy != dtype:
             field = None
     except (TypeError, ValueError):
         field = None
@@ -115,10 +117,16 @@ cdef object _known(object dtype):
     return _by_dtype[dtype]
 
 
+cdef bint _is_here(object cls) except -1:
+    """Whether what we know of a class still holds: it is what its name says, and nobody took its pickling over."""
+    return "." not in cls.__qualname__ and is_found(cls.__module__, cls.__qualname__, cls) \
+        and cls not in copyreg.dispatch_table
+
+
 cdef object _class_of(object cls):
     """(code, name) of a class that travels as its items; None if its instances must be pickled."""
     cdef PyObject *found = PyDict_GetItem(_classes, cls)
-    if found != NULL:
+    if found != NULL and (<object>found is None or _is_here(cls)):
         return <object>found
     if issubclass(cls, tuple):
         code = c"n" if is_plain_namedtuple(cls) else 0
@@ -218,7 +226,7 @@ cdef class Encoder:
         cdef uint8_t *order = self.order
         cdef int d, k
         cdef bint permuted = False
-        cdef uint64_t nbytes = f.itemsize
+        cdef uint64_t nbytes = f.itemsize, span = f.itemsize
         if part == NULL:
             part = <Part *>PyMem_Malloc(sizeof(Part))
             if part == NULL:
@@ -243,6 +251,10 @@ cdef class Encoder:
             order[d] = d
             shape[d] = source.shape[d]
             strides[d] = source.strides[d]
+            if shape[d] > 1:
+                if shape[d] > MAX_NBYTES // <int64_t>span:
+                    raise _NeedsPickle  # it is empty, and its other dims are larger than a decoder believes
+                span *= <uint64_t>shape[d]
         if not source.packed and nbytes > 0:
             permuted = _order(source.ndim, shape, strides, order)
         self.byte(source.ndim)
@@ -406,8 +418,9 @@ cdef class Encoder:
         return self.leave(x)
 
     cdef int array(self, object x) except -1:
-        field, name = _known(x.dtype)
-        if field is None:
+        dtype = x.dtype
+        field, name = _known(dtype)
+        if field is None or dtype.metadata is not None:  # not in the key: dtypes are equal without it
             raise _NeedsPickle
         self.byte(c"a")
         self.name(name)
@@ -481,21 +494,27 @@ cdef class Encoder:
         cdef Part *part = self.first
         cdef Source source
         cdef uint64_t offset
-        head[0] = self.mode | <uint64_t>self.flags << 8
-        head[1] = self.n
-        head[2] = len(self.buffers)
-        memcpy(to, head, HEADER)
-        memcpy(to + HEADER, self.out, self.n)
-        while part != NULL:
-            if part.nbytes:
-                (<Field>part.field).move(to + begin + part.offset, &part.source)
-            part = part.next
-        offset = 0
-        for buffer in self.buffers:
-            raw = np.frombuffer(buffer.raw(), np.uint8)
-            _bytes.source(raw, &source)
-            _bytes.move(to + begin + offset, &source)
-            offset += (len(raw) + 63) & ~<uint64_t>63
+        if self.busy:
+            raise RuntimeError("this encoder is in use by another thread")
+        self.busy = True  # a large copy gives the GIL up
+        try:
+            head[0] = self.mode | <uint64_t>self.flags << 8
+            head[1] = self.n
+            head[2] = len(self.buffers)
+            memcpy(to, head, HEADER)
+            memcpy(to + HEADER, self.out, self.n)
+            while part != NULL:
+                if part.nbytes:
+                    (<Field>part.field).move(to + begin + part.offset, &part.source)
+                part = part.next
+            offset = 0
+            for buffer in self.buffers:
+                raw = np.frombuffer(buffer.raw(), np.uint8)
+                _bytes.source(raw, &source)
+                _bytes.move(to + begin + offset, &source)
+                offset += (len(raw) + 63) & ~<uint64_t>63
+        finally:
+            self.busy = False
         return 0
 
 
@@ -611,7 +630,7 @@ cdef class Decoder:
         cdef PyObject *found
         name = self.name()
         found = PyDict_GetItem(_named, name)
-        if found != NULL:
+        if found != NULL and isinstance(<object>found, type) and _is_here(<object>found):
             return <object>found
         cls = find_class(name)  # if it cannot be imported here, that is the error
         if len(_named) > 1000:
@@ -873,6 +892,6 @@ def encode_to_array(x, Encoder encoder=None):
     return out
 
 
-def decode_from_array(cnp.ndarray message, bint copy=False):
+def decode_from_array(cnp.ndarray message not None, bint copy=False):
     """What encode_to_array() was given; its large arrays are views of `message` unless `copy`."""
     return decode(<uint8_t *>cnp.PyArray_DATA(message), cnp.PyArray_NBYTES(message), <void *>message, &OBJECT, copy)

@@ -28,6 +28,7 @@ __all__ = [
     "class_name",
     "field_of",
     "find_class",
+    "is_found",
     "is_plain_dataclass",
     "is_plain_namedtuple",
     "resolve_dtype",
@@ -65,6 +66,7 @@ def is_plain_dataclass(cls: type) -> bool:
     return (
         dataclasses.is_dataclass(cls)
         and type(cls) is type
+        and cls.__new__ is object.__new__  # or pickle would call it
         and cls.__dictoffset__ != 0
         and not any("__slots__" in base.__dict__ for base in cls.__mro__[:-1])
         and all(getattr(cls, name, None) is default for name, default in _DEFAULTS.items())
@@ -84,6 +86,11 @@ def class_name(cls: type) -> bytes:
     if found is not cls:
         raise pickle.PicklingError(f"cannot send {cls!r}: {name} is another object")
     return name.encode()
+
+
+def is_found(module: str, name: str, cls: type) -> bool:
+    """Whether a module still has this class under this name: cells are run again, modules are loaded again."""
+    return getattr(sys.modules.get(module), name, None) is cls
 
 
 def find_class(name: bytes) -> Any:
@@ -117,6 +124,10 @@ def _parameter(data: Any, grad: bool) -> Any:
     return torch.nn.Parameter(data, grad)
 
 
+def _storage(data: Any) -> Any:
+    return data.untyped_storage()
+
+
 def _subclass(data: Any, cls: type, state: dict[str, Any]) -> Any:
     out = data.as_subclass(cls)
     out.__dict__.update(state)
@@ -142,7 +153,18 @@ class Pickler(ForkingPickler):
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor):
             return reduce_tensor(torch, obj)
+        if torch is not None and isinstance(obj, (torch.UntypedStorage, torch.TypedStorage)):
+            return reduce_storage(torch, obj)
         return NotImplemented
+
+
+def reduce_storage(torch: Any, x: Any) -> Any:
+    """torch's own reduction would move the sender's storage to shared memory, and send a descriptor."""
+    if x.device.type != "cpu":
+        return NotImplemented
+    if isinstance(x, torch.TypedStorage):
+        return x.__reduce__()
+    return _storage, (torch.empty(0, dtype=torch.uint8).set_(x),)
 
 
 def reduce_tensor(torch: Any, x: Any) -> Any:
@@ -151,8 +173,10 @@ def reduce_tensor(torch: Any, x: Any) -> Any:
         raise RuntimeError(
             "a tensor that requires grad and is no leaf cannot be sent: detach() it, or send what it was made of"
         )
-    if x.layout is not torch.strided or x.device.type != "cpu" or x.is_quantized:
-        return NotImplemented  # CUDA: torch's handle; sparse: its parts, which come back here
+    if x.device.type == "cuda":
+        return NotImplemented  # torch's handle
+    if x.layout is not torch.strided or x.device.type != "cpu" or x.is_quantized or x.is_nested:
+        return x.__reduce_ex__(5)  # sparse: its parts, which come back here; quantized: its storage, as bytes
     if type(x) is torch.nn.Parameter and not x.__dict__:
         return _parameter, (x.detach(), x.requires_grad)
     if type(x) is not torch.Tensor or x.__dict__:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copyreg
 import dataclasses
 import datetime
 import enum
@@ -402,3 +403,48 @@ def test_the_message_lives_as_long_as_a_view_of_it() -> None:
 
 def test_only_the_view_is_copied_and_not_what_it_is_a_view_of() -> None:
     assert len(encode_to_array(np.zeros(10**6)[::1000])) < 20_000
+
+
+@dataclasses.dataclass
+class OnlyOne:
+    """Its class hands out the same instance again, which pickle asks it for."""
+
+    a: int = 0
+
+    def __new__(cls, *args: Any) -> OnlyOne:
+        if "it" not in cls.__dict__:
+            cls.it = object.__new__(cls)  # type: ignore[attr-defined]
+        return cls.it  # type: ignore[attr-defined,no-any-return]
+
+
+def test_a_dataclass_with_its_own_new_is_asked_for_its_instance() -> None:
+    one = OnlyOne(5)
+    assert decode_from_array(encode_to_array(one)) is one
+
+
+def test_a_class_that_was_defined_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Plain
+    decode_from_array(encode_to_array(old(1)))
+    new = dataclasses.make_dataclass("Plain", ["a"], namespace={"__module__": __name__})
+    new.__module__ = __name__
+    monkeypatch.setitem(globals(), "Plain", new)
+    assert type(decode_from_array(encode_to_array(new(1)))) is new
+    with pytest.raises(pickle.PicklingError):
+        encode_to_array(old(1))
+
+
+def test_a_reduction_that_was_registered_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_from_array(encode_to_array(Plain(1)))
+    monkeypatch.setitem(copyreg.dispatch_table, Plain, lambda x: (str, (f"reduced {x.a}",)))
+    assert decode_from_array(encode_to_array(Plain(1))) == "reduced 1"
+
+
+def test_metadata_of_a_dtype_is_not_lost_and_makes_no_other_array_slow() -> None:
+    with_it = np.zeros(3, np.dtype("i2", metadata={"unit": "m"}))
+    for _ in range(2):
+        assert encode_to_array(np.zeros(3, "i2"))[0] == TREE
+        assert decode_from_array(encode_to_array(with_it)).dtype.metadata == {"unit": "m"}
+
+
+def test_an_empty_array_with_huge_dims() -> None:
+    assert decode_from_array(encode_to_array(np.empty((0, 2**30, 2**20)))).shape == (0, 2**30, 2**20)

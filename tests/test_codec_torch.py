@@ -173,3 +173,20 @@ def test_only_the_view_is_copied() -> None:
     big = torch.zeros(10**6)
     assert len(encode_to_array(big[:10])) < 1000
     assert len(encode_to_array([big[:1000], {1}])) < 20_000
+
+
+def test_what_has_no_strides_is_not_shared_by_descriptor() -> None:
+    storage = torch.arange(2000.0).untyped_storage()
+    got = round_trip(storage)
+    assert bytes(got) == bytes(storage)
+    quantized = torch.quantize_per_tensor(torch.arange(3000.0), 0.5, 3, torch.quint8)
+    assert torch.equal(round_trip(quantized).int_repr(), quantized.int_repr())
+    typed = torch.arange(5.0).storage()
+    assert list(round_trip(typed)) == list(typed)
+    assert not (storage.is_shared() or quantized.is_shared() or typed.is_shared())
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_nested_tensors() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.arange(3.0)])
+    assert [t.tolist() for t in round_trip(nested).unbind()] == [t.tolist() for t in nested.unbind()]
