@@ -57,7 +57,7 @@ class Watch:
 
     def _of_process(self) -> None:
         self._pid = os.getpid()
-        # Records are taken in in the order in which they were read, whichever thread reads them; a signal handler may too.
+        # Records are taken in in the order in which they were read, whichever thread reads them.
         self._lock = threading.RLock()
 
     def _check_process(self) -> None:
