@@ -47,6 +47,7 @@ cdef class Encoder:
     cdef int tensor(self, object x) except -1
     cdef void forget(self) noexcept
     cdef uint64_t measure(self, object x) except 0
+    cdef void done(self) noexcept
     cdef uint64_t start(self)
     cdef int by_pickle(self, object x) except -1
     cdef int write(self, uint8_t *to) except -1

@@ -444,15 +444,15 @@ cdef class Encoder:
     # ---- a message
 
     cdef uint64_t measure(self, object x) except 0:
-        """Looks at `x` once; returns how many bytes write() will need. Until then `x` is kept."""
+        """Looks at `x` once; returns how many bytes write() will need. From here to done() the encoder is taken: what it has
+        measured must be what it writes."""
+        cdef bint plain = True
         if self.busy:
-            raise RuntimeError("this encoder is in use: an object that is being encoded encoded another")
+            raise RuntimeError("this encoder is in use, by another thread or by an object that it is encoding")
         self.busy = True
         try:
-            self.forget()
             self.keep.append(x)
             self.mode = TREE
-            plain = True
             try:
                 self.node(x)
             except _NeedsPickle:
@@ -462,11 +462,13 @@ cdef class Encoder:
                 self.keep.append(x)
                 self.by_pickle(x)
         except BaseException:
-            self.forget()
+            self.done()
             raise
-        finally:
-            self.busy = False
         return self.start() + self.payload
+
+    cdef void done(self) noexcept:
+        self.forget()
+        self.busy = False
 
     cdef uint64_t start(self):
         """Where the payload begins."""
@@ -494,27 +496,21 @@ cdef class Encoder:
         cdef Part *part = self.first
         cdef Source source
         cdef uint64_t offset
-        if self.busy:
-            raise RuntimeError("this encoder is in use by another thread")
-        self.busy = True  # a large copy gives the GIL up
-        try:
-            head[0] = self.mode | <uint64_t>self.flags << 8
-            head[1] = self.n
-            head[2] = len(self.buffers)
-            memcpy(to, head, HEADER)
-            memcpy(to + HEADER, self.out, self.n)
-            while part != NULL:
-                if part.nbytes:
-                    (<Field>part.field).move(to + begin + part.offset, &part.source)
-                part = part.next
-            offset = 0
-            for buffer in self.buffers:
-                raw = np.frombuffer(buffer.raw(), np.uint8)
-                _bytes.source(raw, &source)
-                _bytes.move(to + begin + offset, &source)
-                offset += (len(raw) + 63) & ~<uint64_t>63
-        finally:
-            self.busy = False
+        head[0] = self.mode | <uint64_t>self.flags << 8
+        head[1] = self.n
+        head[2] = len(self.buffers)
+        memcpy(to, head, HEADER)
+        memcpy(to + HEADER, self.out, self.n)
+        while part != NULL:
+            if part.nbytes:
+                (<Field>part.field).move(to + begin + part.offset, &part.source)
+            part = part.next
+        offset = 0
+        for buffer in self.buffers:
+            raw = np.frombuffer(buffer.raw(), np.uint8)
+            _bytes.source(raw, &source)
+            _bytes.move(to + begin + offset, &source)
+            offset += (len(raw) + 63) & ~<uint64_t>63
         return 0
 
 
@@ -884,11 +880,14 @@ def encode_to_array(x, Encoder encoder=None):
     """A message as a uint8 array whose memory is aligned to 64 bytes."""
     if encoder is None:
         encoder = Encoder()
+    cdef cnp.ndarray out
     cdef uint64_t n = encoder.measure(x)
-    room = np.empty(n + 64, np.uint8)
-    cdef cnp.ndarray out = room[-room.ctypes.data % 64:][:n]
-    encoder.write(<uint8_t *>cnp.PyArray_DATA(out))
-    encoder.forget()
+    try:
+        room = np.empty(n + 64, np.uint8)
+        out = room[-room.ctypes.data % 64:][:n]
+        encoder.write(<uint8_t *>cnp.PyArray_DATA(out))
+    finally:
+        encoder.done()
     return out
 
 

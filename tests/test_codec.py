@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import enum
 import pickle
+import threading
 import typing
 from typing import Any
 
@@ -351,6 +352,30 @@ def test_an_object_that_encodes_another_while_it_is_encoded() -> None:
     with pytest.raises(RuntimeError, match="in use"):
         encode_to_array(Nosy(), encoder)
     assert decode_from_array(encode_to_array(2, encoder)) == 2
+
+
+def test_threads_with_one_encoder_are_told_and_do_no_harm() -> None:
+    encoder = Encoder()
+    arrays = [np.full(1 << 20, i, np.uint8) for i in range(4)]
+    refused, wrong = [], []
+
+    def work(array: np.ndarray) -> None:
+        for _ in range(50):
+            try:
+                back = decode_from_array(encode_to_array([array], encoder))[0]
+            except RuntimeError:
+                refused.append(1)
+            else:
+                if not np.array_equal(back, array):
+                    wrong.append(1)
+
+    threads = [threading.Thread(target=work, args=(array,)) for array in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(refused) < 200
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------
