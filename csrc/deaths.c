@@ -20,6 +20,9 @@ static uint64_t mix(uint64_t sum, uint64_t word) {
 
 /* By the holder of lock byte `id`: others may write records of other members at the same time. */
 void shmt_death_record(shmt_segment *seg, uint32_t id, uint32_t index, uint64_t word, uint64_t tag) {
+    if (seg->geo.deaths == 0) {
+        return; /* a plain segment: nobody holds anything, and there is no log */
+    }
     const shmt_member_record *member = &seg->records[id];
     uint64_t p = shmt_add_relaxed(&seg->header->death_seq, 1); /* D1 carries the record; this only picks a place */
     shmt_death_cell *cell = &seg->deaths[p & (seg->geo.deaths - 1)];

@@ -196,6 +196,24 @@ static void writers_and_a_reader_at_once(void) {
     shmt_segment_drop(shared);
 }
 
+/* A plain segment has no log: where one would begin lie the spec and the payload. */
+static void of_a_plain_segment_nothing_is_written(void) {
+    char meta[300];
+    memset(meta, 'm', sizeof meta);
+    shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 5000, .meta = meta, .meta_nbytes = sizeof meta});
+    for (int i = 0; i < 8; i++) { /* each would have written to another place */
+        kill_child(start_holder(seg, holds_nothing));
+        CHECK_EQ(shmt_reclaim(seg), 1);
+        shmt_store_release(&seg->header->death_seq, UINT64_C(1) << (i * 4));
+    }
+    CHECK_EQ(memcmp(shmt_segment_info(seg)->meta, meta, sizeof meta), 0);
+    for (uint64_t i = 0; i < 5000; i++) {
+        CHECK_EQ(seg->data[i], 0);
+    }
+    CHECK_EQ(stats_of(seg).reclaimed, 8);
+    shmt_segment_drop(seg);
+}
+
 TESTS(TEST(each_slot_and_then_the_member), TEST(one_who_leaves_is_no_death), TEST(a_joiner_tells_of_whom_it_replaces),
       TEST(what_was_overwritten_is_counted), TEST(an_unfinished_record_holds_nobody_up), TEST(nonsense_is_passed_over),
-      TEST(writers_and_a_reader_at_once))
+      TEST(writers_and_a_reader_at_once), TEST(of_a_plain_segment_nothing_is_written))
