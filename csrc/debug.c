@@ -42,6 +42,7 @@ uint64_t shmt_debug_poison(shmt_segment *seg, uint32_t index, uint64_t word) {
     if (word == writing && shmt_load_relaxed(&seg->slots[index].word) != word) { /* ours, or lost for good */
         return word;
     }
+    shmt_debug_open(seg, index, 1); /* it is, unless the word was lost and came back: then the other holder closed it */
     memset(shmt_payload(seg, index), POISON, shmt_touchable(seg, index));
     shmt_debug_shut(seg, index, 1);
     return writing;

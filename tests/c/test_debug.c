@@ -174,5 +174,20 @@ static void poison_is_never_handed_out(void) {
     printf("  %" PRIu64 " points\n", points);
 }
 
+/* A slot's word comes back that somebody else's release made stale: the pages were closed meanwhile. */
+static void a_word_that_comes_back_hurts_nobody(void) {
+    shmt_segment *seg = watched(0);
+    shmt_slot slot;
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(shmt_slot_abort(seg, &slot), 0);
+    CHECK(!may_touch(slot.data));
+    shmt_store_release(&seg->slots[slot.index].word, slot.word);
+    CHECK_EQ(shmt_slot_abort(seg, &slot), 0);
+    CHECK(!may_touch(slot.data));
+    CHECK_EQ(stats_of(seg).free, 4);
+    shmt_segment_drop(seg);
+}
+
 TESTS(TEST(a_slot_may_be_touched_while_it_is_ours), TEST(what_was_released_is_gone), TEST(batches_and_growing_slots),
-      TEST(a_forked_child_joins), TEST(broken_rules_are_named), TEST(poison_is_never_handed_out))
+      TEST(a_forked_child_joins), TEST(broken_rules_are_named), TEST(poison_is_never_handed_out),
+      TEST(a_word_that_comes_back_hurts_nobody))
