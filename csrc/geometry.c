@@ -16,7 +16,9 @@ int shmt_geometry_place(shmt_geometry *geo) {
     }
     uint64_t ring = 0;
     if (geo->slots > 0) {
-        if (geo->slot_stride < geo->slot_nbytes || geo->slot_stride % SHMT_LINE != 0) {
+        /* What a growing slot may touch is proved page by page: a page of two slots would be proved for one of them. */
+        const uint64_t step = geo->flags & SHMT_GROW ? SHMT_PAGE : SHMT_LINE;
+        if (geo->slot_stride < geo->slot_nbytes || geo->slot_stride % step != 0) {
             return -EINVAL;
         }
         for (ring = 2; ring < 2 * (uint64_t)geo->slots; ring *= 2) {

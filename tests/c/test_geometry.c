@@ -126,4 +126,14 @@ static void shrinking(void) {
     CHECK(geo.total_nbytes > SHMT_NBYTES_MAX / 4);
 }
 
-TESTS(TEST(random_wishes), TEST(the_ring_is_a_power_of_two), TEST(how_far_apart_slots_are), TEST(shrinking))
+/* As a header may claim it: the page that two slots share would be proved for one and be taken for the other's. */
+static void growing_slots_begin_on_pages(void) {
+    shmt_geometry geo = plan((shmt_config){.slots = 3, .slot_nbytes = 100, .slot_stride = 8192, .flags = SHMT_GROW});
+    geo.slot_stride += SHMT_LINE;
+    CHECK_EQ(shmt_geometry_place(&geo), -EINVAL);
+    geo.flags = 0;
+    CHECK_EQ(shmt_geometry_place(&geo), 0);
+}
+
+TESTS(TEST(random_wishes), TEST(the_ring_is_a_power_of_two), TEST(how_far_apart_slots_are), TEST(shrinking),
+      TEST(growing_slots_begin_on_pages))
