@@ -61,12 +61,18 @@ int shmt_slots_change(shmt_segment *seg, uint32_t index, uint64_t from, uint64_t
     return shmt_cas_seq_cst(&seg->slots[index].word, &from, to) ? 0 : -ESTALE;
 }
 
+/* The word of an item that waits changes twice at most: a reclaimer takes its owner away, and somebody takes it. */
+#define TAKE_TURNS_MAX 64
+
 /* READY -> READING, if the slot still holds the item that the cell spoke of. 1: taken, 0: the cell is stale. */
 int shmt_slots_take(shmt_segment *seg, uint32_t index, uint64_t cell_gen, uint64_t *out) {
     shmt_atomic64 *word = &seg->slots[index].word;
     /* A1 acquire: a first look; the compare-and-swap decides. */
     uint64_t seen = shmt_load_acquire(word);
-    while (shmt_word_is_ready(seen) && (shmt_word_gen(seen) & SHMT_CELL_GEN_MASK) == cell_gen) {
+    for (int turn = 0; shmt_word_is_ready(seen) && (shmt_word_gen(seen) & SHMT_CELL_GEN_MASK) == cell_gen; turn++) {
+        if (turn == TAKE_TURNS_MAX) {
+            return -EUCLEAN;
+        }
         uint64_t mine = shmt_word(SHMT_READING | shmt_word_tries(seen), shmt_me(seg), shmt_word_gen(seen));
         /* A2 acq_rel: acquires from P2 (payload and item fields); releases nothing but the word. Fails only if somebody
          * took the item or a reclaimer changed its owner. */

@@ -22,7 +22,8 @@
 
 #include "internal.h"
 
-#define WAKE_TURNS_MAX (1u << 20)
+#define WAKE_TURNS_MAX                                                                                                 \
+    (1u << 16) /* each is a wake, or a sleeper, that came in between: milliseconds, if all is a lie */
 #define PAUSE_ONLY_NS 5000
 #define PAUSES_PER_YIELD 8
 #define PAUSES_PER_CLOCK 16

@@ -1,5 +1,5 @@
 /* The slot word: each step moves it exactly so, and from nowhere else. */
-#include "check.h"
+#include "step.h"
 
 static void put_word(shmt_segment *seg, uint32_t index, uint64_t word) {
     shmt_store_release(&seg->slots[index].word, word);
@@ -97,6 +97,32 @@ static void the_tries_travel_with_the_item(void) {
         CHECK_EQ(word, shmt_word(SHMT_READING | tries, shmt_member_id(seg), 5));
     }
     shmt_segment_drop(seg);
+}
+
+/* Whoever takes is stopped after each of its instructions, and finds another owner in the word when it goes on. */
+static shmt_segment *restless;
+static void nothing(void) {}
+static void take_restless(void) {
+    uint64_t word = 123;
+    if (shmt_slots_take(restless, 0, 5, &word) != -EUCLEAN || word != 123) {
+        _exit(1);
+    }
+}
+
+static void a_word_that_never_rests_ends_the_attempt(void) {
+    NEEDS_STEPS();
+    restless = make(1, 0, 0);
+    uint32_t owner = 0;
+    step_child child;
+    put_word(restless, 0, shmt_word(SHMT_READY, owner, 5));
+    CHECK(step_start(&child, nothing, take_restless, 0));
+    for (uint32_t steps = 0; shmt_load_acquire(child.phase) == 1; steps++) {
+        CHECK(steps < 20000);
+        put_word(restless, 0, shmt_word(SHMT_READY, ++owner & 15, 5));
+        step_one(child.pid);
+    }
+    step_on(&child);
+    shmt_segment_drop(restless);
 }
 
 static void only_ready_slots_are_taken(void) {
@@ -249,6 +275,7 @@ static void one_holder_at_a_time(void) {
 }
 
 TESTS(TEST(words_and_cells), TEST(the_life_of_a_slot), TEST(every_bit_of_the_word_counts),
-      TEST(the_tries_travel_with_the_item), TEST(only_ready_slots_are_taken), TEST(only_free_slots_are_claimed),
-      TEST(the_cursor_goes_round), TEST(a_run_is_consecutive_and_never_wraps), TEST(large_payloads_stay_in_few_slots),
+      TEST(the_tries_travel_with_the_item), TEST(only_ready_slots_are_taken),
+      TEST(a_word_that_never_rests_ends_the_attempt), TEST(only_free_slots_are_claimed), TEST(the_cursor_goes_round),
+      TEST(a_run_is_consecutive_and_never_wraps), TEST(large_payloads_stay_in_few_slots),
       TEST(unread_means_writing_or_ready), TEST(slot_info_within_bounds), TEST(one_holder_at_a_time))
