@@ -16,6 +16,19 @@
 
 #include "internal.h"
 
+/* Whose lock bytes we hold: `one` who is named, or `some`, marked by id. Together, for with all of its places taken by the
+ * dead a large segment is looked through in milliseconds once, and in seconds once for each of them. */
+typedef struct deceased {
+    uint32_t one; /* 0: nobody */
+    const uint8_t *some;
+} deceased;
+
+#define DEAD 2u /* in `some` */
+
+static bool is_dead(const deceased *dead, uint32_t owner) {
+    return owner != 0 && (dead->some ? dead->some[owner] == DEAD : owner == dead->one);
+}
+
 /* The item of a dead consumer: hand it out again, or give it up. Returns whether a slot became free. */
 static bool settle_reading(shmt_segment *seg, uint32_t index, uint64_t word, int *rc) {
     uint32_t tries = shmt_word_tries(word);
@@ -36,7 +49,7 @@ static bool settle_reading(shmt_segment *seg, uint32_t index, uint64_t word, int
 }
 
 /* Published and not yet read: make sure that the ring knows of them, then nobody owns them. */
-static int roll_forward(shmt_segment *seg, uint32_t id, const uint64_t *gens, uint8_t *in_ring) {
+static int roll_forward(shmt_segment *seg, const deceased *dead, const uint64_t *gens, uint8_t *in_ring) {
     int rc = 0;
     shmt_order_mark(seg, gens, in_ring);
     for (uint32_t i = 0; i < seg->geo.slots && rc == 0; i++) {
@@ -44,7 +57,7 @@ static int roll_forward(shmt_segment *seg, uint32_t id, const uint64_t *gens, ui
             continue;
         }
         uint64_t word = shmt_load_seq_cst(&seg->slots[i].word); /* A1: the compare-and-swap in change() decides */
-        if (!shmt_word_is_ready(word) || shmt_word_owner(word) != id || shmt_word_gen(word) != gens[i]) {
+        if (!shmt_word_is_ready(word) || !is_dead(dead, shmt_word_owner(word)) || shmt_word_gen(word) != gens[i]) {
             continue; /* acquired since we looked: to push it now would only fill the ring with stale cells */
         }
         if (!in_ring[i]) {
@@ -55,8 +68,8 @@ static int roll_forward(shmt_segment *seg, uint32_t id, const uint64_t *gens, ui
     return rc;
 }
 
-/* Requires lock byte `id`. */
-static int reclaim_member(shmt_segment *seg, uint32_t id) {
+/* Requires the lock bytes of all of them. The slots are looked through once, and so is the ring. */
+static int reclaim_slots(shmt_segment *seg, const deceased *dead) {
     const uint32_t slots = seg->geo.slots;
     uint64_t *gens = NULL;
     uint8_t *in_ring = NULL;
@@ -64,7 +77,8 @@ static int reclaim_member(shmt_segment *seg, uint32_t id) {
     bool freed = false, ready = false;
     for (uint32_t i = 0; i < slots && rc == 0; i++) {
         uint64_t word = shmt_load_seq_cst(&seg->slots[i].word); /* A1: the compare-and-swap decides */
-        if (shmt_word_owner(word) != id) {
+        const uint32_t id = shmt_word_owner(word);
+        if (!is_dead(dead, id)) {
             continue;
         }
         if (shmt_word_state(word) == SHMT_WRITING) {
@@ -88,7 +102,7 @@ static int reclaim_member(shmt_segment *seg, uint32_t id) {
         }
     }
     if (rc == 0 && gens) {
-        rc = roll_forward(seg, id, gens, in_ring);
+        rc = roll_forward(seg, dead, gens, in_ring);
         ready = true;
     }
     free(gens);
@@ -102,13 +116,12 @@ static int reclaim_member(shmt_segment *seg, uint32_t id) {
     return rc;
 }
 
-/* Requires lock byte `id`. What its last holder left; if it died, that is noted. Returns 1 if it died, 0 if it had left by
- * itself. The count comes before the role goes (with shmt_member_clear or the next announcement): killed in between, one
- * producer is counted twice, and none is waited for in vain. */
-static int bury(shmt_segment *seg, uint32_t id) {
-    int rc = reclaim_member(seg, id);
-    if (rc != 0 || shmt_load_relaxed(&seg->records[id].pid) == 0) { /* written by the holder of the byte only */
-        return rc;
+/* Requires lock byte `id`, whose last holder's slots were taken back; if it died, that is noted. Returns 1 if it died, 0 if
+ * it had left by itself. The count comes before the role goes (with shmt_member_clear or the next announcement): killed in
+ * between, one producer is counted twice, and none is waited for in vain. */
+static int note_death(shmt_segment *seg, uint32_t id) {
+    if (shmt_load_relaxed(&seg->records[id].pid) == 0) { /* written by the holder of the byte only */
+        return 0;
     }
     if (shmt_load_relaxed(&seg->records[id].roles) & SHMT_PRODUCER) { /* likewise */
         shmt_add_seq_cst(&seg->header->producers_lost, 1);            /* N1: before the role goes */
@@ -116,6 +129,14 @@ static int bury(shmt_segment *seg, uint32_t id) {
     shmt_death_record(seg, id, SHMT_NO_SLOT, 0, 0);
     shmt_add_relaxed(&seg->header->reclaimed, 1); /* a figure for people */
     return 1;
+}
+
+/* Requires lock byte `id`. */
+static int reclaim_member(shmt_segment *seg, uint32_t id) { return reclaim_slots(seg, &(deceased){.one = id}); }
+
+static int bury(shmt_segment *seg, uint32_t id) {
+    int rc = reclaim_member(seg, id);
+    return rc != 0 ? rc : note_death(seg, id);
 }
 
 int shmt_member_join(shmt_segment *seg) {
@@ -178,17 +199,23 @@ int shmt_reclaim(shmt_segment *seg) {
     for (uint32_t i = 0; i < seg->geo.slots; i++) {
         holds[shmt_word_owner(shmt_load_relaxed(&seg->slots[i].word))] = 1; /* a hint: the lock decides */
     }
-    int taken = 0;
-    for (uint32_t id = 1; id <= seg->geo.members && rc == 0; id++) {
+    bool any = false;
+    for (uint32_t id = 1; id <= seg->geo.members; id++) {
         bool died = shmt_load_relaxed(&seg->records[id].pid) != 0; /* a hint: the lock decides; 0: it left by itself */
-        if ((!died && !holds[id]) || id == me || !shmt_member_try_lock(seg, id)) {
-            continue;
+        bool had = (died || holds[id]) && id != me && shmt_member_try_lock(seg, id);
+        holds[id] = had ? DEAD : 0;
+        any |= had;
+    }
+    int taken = 0;
+    rc = any ? reclaim_slots(seg, &(deceased){.some = holds}) : 0;
+    for (uint32_t id = 1; any && id <= seg->geo.members; id++) {
+        if (holds[id] == DEAD) {
+            if (rc == 0) { /* else its record stays, so that the next one tries again */
+                taken += note_death(seg, id);
+                shmt_member_clear(seg, id);
+            }
+            shmt_member_unlock(seg, id);
         }
-        rc = bury(seg, id);
-        taken += rc > 0;
-        rc = rc < 0 ? rc : 0;
-        shmt_member_clear(seg, id);
-        shmt_member_unlock(seg, id);
     }
     shmt_store_release(&seg->reclaiming, 0); /* G1 */
     if (taken > 0) {                         /* as in join */
