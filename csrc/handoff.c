@@ -360,6 +360,16 @@ static int describe(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot 
     return seg->geo.flags & SHMT_GROW ? prove(seg, index, out->nbytes) : -EUCLEAN;
 }
 
+/* What was taken cannot be shown for want of memory: it is READY again, at the end of the order, and nothing is lost. Killed
+ * before the push, we leave what a producer leaves that is killed there. */
+static void hand_back(shmt_segment *seg, uint32_t index, uint64_t word) {
+    uint64_t gen = shmt_word_gen(word);
+    uint64_t ready = shmt_word(SHMT_READY | shmt_word_tries(word), shmt_me(seg), gen);
+    if (shmt_slots_change(seg, index, word, ready) == 0) {
+        (void)shmt_order_push(seg, index, gen); /* a ring that is corrupt is met by the next one too */
+    }
+}
+
 static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot *out) {
     if (r->n == 0 || seg->geo.slots == 0) {
         return -EINVAL;
@@ -379,11 +389,19 @@ static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot
     shmt_slot first, one;
     int bad = describe(seg, r->first, r->words[0], &first);
     for (int i = 1; i < rc; i++) {
-        bad |= describe(seg, r->first + (uint32_t)i, r->words[i], &one);
+        int also = describe(seg, r->first + (uint32_t)i, r->words[i], &one);
+        bad = also == -EUCLEAN || bad == 0 ? also : bad;
+    }
+    if (bad == -EUCLEAN) {
+        give_back(seg, &first, r->words, (uint32_t)rc);
+        return bad;
     }
     if (bad != 0) {
-        give_back(seg, &first, r->words, (uint32_t)rc);
-        return -EUCLEAN;
+        for (int i = 0; i < rc; i++) {
+            hand_back(seg, r->first + (uint32_t)i, r->words[i]);
+        }
+        shmt_event_wake(seg, &seg->header->ready_event, (uint32_t)rc);
+        return bad;
     }
     *out = first;
     return rc;

@@ -76,8 +76,9 @@ static int attach_file(int fd, const char *name, shmt_segment **out) {
         return rc;
     }
     rc = join(seg);
-    if ((rc == 0 || rc == -EUSERS) && name && shmt_name_linked(fd) == 0) {
-        rc = -ENOENT; /* the last member took the name away while we were opening it */
+    int links = (rc == 0 || rc == -EUSERS) && name ? shmt_name_linked(fd) : 1;
+    if (links <= 0) {
+        rc = links < 0 ? links : -ENOENT; /* the last member took the name away while we were opening it */
     }
     if (rc != 0) {
         destroy(seg);

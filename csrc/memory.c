@@ -33,11 +33,12 @@ int64_t shmt_now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Reads a small file of the kernel's whole; returns its length or -1. */
-static ssize_t slurp(const char *path, char *text, size_t size) {
+/* Reads a small file of the kernel's whole. 1: it is there; 0: it is not, or not for us; -errno: for want of a descriptor or
+ * of memory nobody knows. */
+static int slurp(const char *path, char *text, size_t size) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        return -1;
+        return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : 0;
     }
     ssize_t n = 0, got;
     while ((size_t)n < size - 1 && (got = read(fd, text + n, size - 1 - (size_t)n)) > 0) {
@@ -45,7 +46,7 @@ static ssize_t slurp(const char *path, char *text, size_t size) {
     }
     close(fd);
     text[n] = '\0';
-    return n;
+    return n > 0;
 }
 
 /* The number after `key` at the start of a line; `otherwise` where there is none. */
@@ -71,84 +72,99 @@ static uint64_t number_after(const char *text, const char *key, uint64_t otherwi
     return otherwise;
 }
 
-/* What one control group has left. Its page cache counts as used there but is given back on demand, so it counts as left
- * here. */
-static uint64_t group_left(const char *dir, bool v2) {
+/* Lowers `left` to what one control group has left. Its page cache counts as used there but is given back on demand, so it
+ * counts as left here. */
+static int group_left(const char *dir, bool v2, uint64_t *left) {
     char path[600], text[8192];
     snprintf(path, sizeof path, "%s/%s", dir, v2 ? "memory.max" : "memory.limit_in_bytes");
-    if (slurp(path, text, sizeof text) <= 0) {
-        return UINT64_MAX;
+    int rc = slurp(path, text, sizeof text);
+    if (rc <= 0) {
+        return rc;
     }
     uint64_t limit = number_after(text, "", UINT64_MAX); /* "max" is no number: no limit */
     snprintf(path, sizeof path, "%s/%s", dir, v2 ? "memory.current" : "memory.usage_in_bytes");
-    if (slurp(path, text, sizeof text) <= 0) {
-        return UINT64_MAX;
+    rc = slurp(path, text, sizeof text);
+    if (rc <= 0) {
+        return rc;
     }
     uint64_t used = number_after(text, "", 0);
     snprintf(path, sizeof path, "%s/memory.stat", dir);
-    if (slurp(path, text, sizeof text) > 0) {
+    rc = slurp(path, text, sizeof text);
+    if (rc > 0) {
         uint64_t cache = number_after(text, v2 ? "inactive_file " : "total_inactive_file ", 0);
         used -= cache < used ? cache : used;
     }
-    return limit > used ? limit - used : 0;
+    uint64_t here = limit > used ? limit - used : 0;
+    *left = here < *left ? here : *left;
+    return rc;
 }
 
-/* The least that the group at `path` or any above it has left. In a container the path may be the host's: what does not
- * exist is skipped, and the mount's own root is looked at in any case. */
-static uint64_t groups_left(const char *mount, const char *path, bool v2) {
+/* The same for the group at `path` and all above it. In a container the path may be the host's: what does not exist is
+ * skipped, and the mount's own root is looked at in any case. */
+static int groups_left(const char *mount, const char *path, bool v2, uint64_t *left) {
     char dir[560];
-    uint64_t least = UINT64_MAX;
     int n = snprintf(dir, sizeof dir, "%s%s", mount, path);
     if (n < 0 || (size_t)n >= sizeof dir) {
-        return least;
+        return 0;
     }
     size_t root = strlen(mount);
     for (;;) {
-        uint64_t left = group_left(dir, v2);
-        least = left < least ? left : least;
+        int rc = group_left(dir, v2, left);
         char *slash = strrchr(dir, '/');
-        if (!slash || (size_t)(slash - dir) < root) {
-            return least;
+        if (rc < 0 || !slash || (size_t)(slash - dir) < root) {
+            return rc;
         }
         *slash = '\0';
     }
 }
 
-uint64_t shmt_memory_left(void) {
+static int memory_left(uint64_t *left) {
     char text[8192];
-    uint64_t left = UINT64_MAX;
-    if (slurp("/proc/meminfo", text, sizeof text) > 0) {
-        uint64_t kib = number_after(text, "MemAvailable:", UINT64_MAX / 1024);
-        left = kib * 1024;
+    *left = UINT64_MAX;
+    int rc = slurp("/proc/meminfo", text, sizeof text);
+    if (rc > 0) {
+        *left = number_after(text, "MemAvailable:", UINT64_MAX / 1024) * 1024;
     }
-    if (slurp("/proc/self/cgroup", text, sizeof text) > 0) {
-        char *rest = NULL;
-        for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-            char *controllers = strchr(line, ':');
-            char *path = controllers ? strchr(controllers + 1, ':') : NULL;
-            if (!path) {
-                continue;
-            }
-            *path++ = '\0';
-            controllers++;
-            uint64_t group = UINT64_MAX;
-            if (*controllers == '\0') {
-                group = groups_left("/sys/fs/cgroup", path, true);
-            } else if (strcmp(controllers, "memory") == 0) {
-                group = groups_left("/sys/fs/cgroup/memory", path, false);
-            }
-            left = group < left ? group : left;
+    if (rc >= 0) {
+        rc = slurp("/proc/self/cgroup", text, sizeof text);
+    }
+    if (rc <= 0) {
+        return rc;
+    }
+    char *rest = NULL;
+    for (char *line = strtok_r(text, "\n", &rest); line && rc >= 0; line = strtok_r(NULL, "\n", &rest)) {
+        char *controllers = strchr(line, ':');
+        char *path = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!path) {
+            continue;
+        }
+        *path++ = '\0';
+        controllers++;
+        if (*controllers == '\0') {
+            rc = groups_left("/sys/fs/cgroup", path, true, left);
+        } else if (strcmp(controllers, "memory") == 0) {
+            rc = groups_left("/sys/fs/cgroup/memory", path, false, left);
         }
     }
+    return rc;
+}
+
+uint64_t shmt_memory_left(void) {
+    uint64_t left;
+    (void)memory_left(&left);
     return left;
 }
 
 /* Is there as much as that? */
 int shmt_memory_check(uint64_t nbytes) {
+    uint64_t left;
     if (nbytes < CHECK_FROM) {
         return 0;
     }
-    uint64_t left = shmt_memory_left();
+    int rc = memory_left(&left);
+    if (rc < 0) {
+        return rc; /* not to know is no reason to risk the OOM killer */
+    }
     return nbytes > left || left - nbytes < MARGIN ? -ENOSPC : 0;
 }
 
