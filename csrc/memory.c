@@ -52,7 +52,8 @@ static int slurp(const char *path, char *text, size_t size) {
 /* The number after `key` at the start of a line; `otherwise` where there is none. */
 static uint64_t number_after(const char *text, const char *key, uint64_t otherwise) {
     size_t length = strlen(key);
-    for (const char *line = text; line && *line; line = strchr(line, '\n'), line += line != NULL) {
+    const char *end;
+    for (const char *line = text; line && *line; line = (end = strchr(line, '\n')) ? end + 1 : NULL) {
         if (strncmp(line, key, length) == 0) {
             const char *digit = line + length + strspn(line + length, " \t");
             uint64_t value = 0;
