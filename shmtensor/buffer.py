@@ -15,7 +15,7 @@ from shmtensor._core import Buffer
 from shmtensor.deaths import Death, Watch
 from shmtensor.diagnosis import Look, explain, poll
 from shmtensor.errors import ShmLayoutError, ShutDown, error_from
-from shmtensor.limits import shortage
+from shmtensor.limits import shortage, what_shrank
 from shmtensor.segments import (
     NBYTES_MAX,
     attached,
@@ -147,7 +147,8 @@ class TensorBuffer(Buffer):
         created(self, rc, what, name, 0 if grow else parsed.nbytes * slots)
         if grow and self._info["slot_stride"] < parsed.nbytes:  # shrunk beyond use
             self.close()
-            created(self, -errno.ENOMEM, what, name, parsed.nbytes * slots)
+            nbytes = parsed.nbytes * slots
+            created(self, -what_shrank(nbytes), what, name, nbytes)
         self._set_spec(parsed, spin_us)
         return self
 

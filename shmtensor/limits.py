@@ -10,6 +10,7 @@ from shmtensor._core import memory_left
 from shmtensor.errors import ShmNoSpaceError
 
 _RESERVE = 64 << 20  # what memory.c leaves to the rest of the machine
+_UNKNOWN = 1 << 62  # that much is left where nothing says how much
 
 #: What create and growth say when something is used up.
 _SHORT = (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)
@@ -40,7 +41,9 @@ def shortage(code: int, what: str, nbytes: int, name: str | None) -> ShmNoSpaceE
 
 def _no_space(nbytes: int, name: str | None) -> str:
     left = memory_left()
-    text = f"{left:,} bytes of memory are left (64 MiB of them stay in reserve)"
+    text = (
+        f"{left:,} bytes of memory are left (64 MiB of them stay in reserve)" if left < _UNKNOWN else "memory is short"
+    )
     if name is None or nbytes > left - _RESERVE:
         if name is not None:
             text += _in_dev_shm()
@@ -75,6 +78,12 @@ def _no_mapping(name: str | None) -> str:
     if limit != resource.RLIM_INFINITY:
         return f"this process may use {limit:,} bytes of address space: raise `ulimit -v`"
     return f"no mapping or no heap was to be had: see vm.max_map_count; {_no_space(0, name)}"
+
+
+def what_shrank(nbytes: int) -> int:
+    """The errno of whatever kept growing slots from reaching a size, ``nbytes`` in all."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return errno.EFBIG if limit != resource.RLIM_INFINITY and nbytes > limit else errno.ENOMEM
 
 
 def _file_too_large() -> str:

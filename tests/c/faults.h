@@ -21,10 +21,10 @@
 #include <unistd.h>
 
 static struct {
-    bool armed, and_after;
+    bool armed, and_after, heap;
     unsigned fail, calls;
     int error;
-    const char *what;                          /* the last call that failed */
+    const char *what;                          /* the first call that failed */
     void (*after)(int fd, int cmd, void *arg); /* called after each successful fcntl() */
 } faults;
 
@@ -34,6 +34,7 @@ void faults_arm(unsigned fail, int error, bool and_after) {
     faults.and_after = and_after;
     faults.calls = 0;
     faults.what = "nothing";
+    faults.heap = false;
     __atomic_store_n(&faults.armed, true, __ATOMIC_SEQ_CST);
 }
 
@@ -43,6 +44,9 @@ unsigned faults_disarm(void) {
 }
 
 const char *faults_what(void) { return faults.what; }
+
+/* Did an allocation fail among them? It says ENOMEM whatever else was to be said. */
+bool faults_heap(void) { return faults.heap; }
 
 /* Does this call fail? Then errno is set. */
 static bool faulty(const char *what, const void *caller) {
@@ -59,7 +63,8 @@ static bool faulty(const char *what, const void *caller) {
 #endif
     unsigned call = ++faults.calls;
     if (call == faults.fail || (faults.and_after && call > faults.fail)) {
-        faults.what = what;
+        faults.what = call == faults.fail ? what : faults.what;
+        faults.heap = faults.heap || strcmp(what, "malloc") == 0 || strcmp(what, "calloc") == 0;
         errno = faults.error;
         return true;
     }

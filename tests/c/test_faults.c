@@ -311,7 +311,7 @@ static outcome run_verb(const verb *v, unsigned fail, int error, bool and_after)
 
 /* The errors that say something else than the system did, because they know more. */
 static bool says(const verb *v, int rc, int error) {
-    bool heap = strstr(faults_what(), "alloc") && rc == -ENOMEM;
+    bool heap = faults_heap() && rc == -ENOMEM;
     bool lock_denied = error == EACCES && rc == -EUSERS; /* "locked by another" on some systems */
     bool nothing_there = rc == -ENOENT;                  /* what cannot be looked at is not there */
     bool no_patience = error == EACCES && rc == -EBUSY;
