@@ -145,13 +145,13 @@ MUTANTS = [
     Mutant(
         "a joiner leaves what the last holder of its byte left",
         "            int died = bury(seg, id);",
-        "            int died = 0;",
+        "            int died = 0;\n            (void)bury;",
         "join_dead",
     ),
     Mutant(
         "a joiner does not count whose byte it takes",
         "            int died = bury(seg, id);",
-        "            int died = reclaim_member(seg, id);",
+        "            int died = reclaim_member(seg, id);\n            (void)bury;",
         "join_dead",
     ),
     Mutant(
