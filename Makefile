@@ -10,6 +10,7 @@ TORCH ?= 1
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 PYTEST_ARGS ?=
 ASAN_TESTS ?= tests
+FUZZ_SECONDS ?= 600
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 
@@ -23,11 +24,11 @@ CJOBS = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 CSOURCES := $(wildcard csrc/*.c csrc/*.h)
 CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
-CFORMATTED := $(CSOURCES) $(wildcard tests/c/*.c tests/c/*.h)
+CFORMATTED := $(CSOURCES) $(wildcard tests/c/*.[ch] tests/fuzz/*.[ch])
 
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-c test-py asan tsan soak soak-mutants lint types docs format bench wheel sdist clean \
-	distclean FORCE
+.PHONY: help env build demo test test-c test-py asan tsan fuzz soak soak-mutants model lint types docs format bench wheel \
+	sdist clean distclean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,7 +38,7 @@ help: ## this list
 	@echo "  VENV=$(VENV)  the virtual environment"
 	@echo "  CONSTRAINTS=$(CONSTRAINTS)  versions for every install"
 	@echo "  TORCH=$(TORCH)  0 leaves torch out; the tests that need it are then skipped"
-	@echo "  PYTEST_ARGS, ASAN_TESTS, BENCH_ARGS, SOAK_ARGS, JOBS; COMPILERS, VARIANTS, TESTS (see tests/c/Makefile)"
+	@echo "  PYTEST_ARGS, ASAN_TESTS, BENCH_ARGS, FUZZ_SECONDS, SOAK_ARGS, JOBS; COMPILERS, VARIANTS, TESTS (see tests/c/Makefile)"
 
 # ---- The environment --------------------------------------------------------------------------------------------
 
@@ -124,10 +125,16 @@ asan: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the C tests and ASAN_TESTS of th
 tsan: ## the C tests under TSan
 	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test VARIANTS=tsan
 
+fuzz: ## the C core fuzzed by libFuzzer under ASan + UBSan, two targets, FUZZ_SECONDS each; finds stay in build/fuzz
+	+@$(SUBMAKE) -f tests/fuzz/Makefile $(CJOBS) fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
+
 # Amounts are those of tests/soak/__main__.py; about an hour on two idle cores. SOAK_ARGS goes to each part.
 soak: $(STAMP)-build ## the long runs: kills, stops, massacres, 10^9 hand-offs (SOAK_ARGS="--seed 7")
 	@for part in kills storm recovery stops massacre namespaces long; do \
 		$(BIN)/python -m tests.soak $$part $(SOAK_ARGS) || exit 1; done
+
+model: $(STAMP)-dev ## the Spin models in their largest configurations (minutes)
+	SHMTENSOR_MODEL=full $(BIN)/python -m pytest tests/test_model.py -q -rs
 
 soak-mutants: $(STAMP)-build ## cores with one mistake each, which the soak must find
 	@$(BIN)/python -m tests.soak mutants $(SOAK_ARGS)
