@@ -304,7 +304,8 @@ static int read_geometry(int fd, shmt_geometry *geo) {
         return -EUCLEAN;
     }
     /* Nothing is touched that is not reserved: a flag that lies must not make us fill a sparse file. */
-    uint64_t payload = geo->flags & SHMT_GROW ? geo->slots * geo->slot_nbytes : geo->total_nbytes - geo->data_offset;
+    bool sparse = (geo->flags & SHMT_GROW) && geo->slots > 0; /* as reserve() has it */
+    uint64_t payload = sparse ? geo->slots * geo->slot_nbytes : geo->total_nbytes - geo->data_offset;
     return st.stx_blocks * 512 >= geo->data_offset + payload ? 0 : -EUCLEAN;
 }
 

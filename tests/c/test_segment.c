@@ -507,6 +507,24 @@ static void a_file_of_the_wrong_size_or_kind(void) {
     shmt_segment_drop(seg);
 }
 
+/* Without slots nothing grows, so all of it must be there: to map it would fill the memory else. */
+static void a_flag_that_lies_fills_no_sparse_file(void) {
+    shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 5000});
+    int fd = copy_of(seg, -1);
+    shmt_geometry geo = seg->geo;
+    geo.flags = SHMT_GROW | SHMT_PREFAULT;
+    geo.slot_nbytes = 64 * 1024 * KIB;
+    CHECK_EQ(shmt_geometry_place(&geo), 0);
+    CHECK_EQ(pwrite(fd, &geo, sizeof geo, offsetof(shmt_header, geometry)), sizeof geo);
+    CHECK_EQ(ftruncate(fd, (off_t)geo.total_nbytes), 0);
+    CHECK_EQ(attach_and_drop(fd), -EUCLEAN);
+    struct stat st;
+    CHECK_EQ(fstat(fd, &st), 0);
+    CHECK((uint64_t)st.st_blocks * 512 < 100 * KIB);
+    close(fd);
+    shmt_segment_drop(seg);
+}
+
 /* Whatever the header says: a typed error or a mapping that is safe to look at. */
 static void random_headers(void) {
     shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 300, .slots = 3, .members = 3});
@@ -705,6 +723,7 @@ TESTS(TEST(what_was_asked_for_is_what_one_gets), TEST(an_anonymous_file_is_seale
       TEST(a_slot_that_does_not_grow), TEST(the_stride_shrinks_to_the_address_space),
       TEST(the_stride_shrinks_to_what_can_be_had_at_all), TEST(attaching_without_address_space),
       TEST(attaching_without_descriptors), TEST(each_corrupt_field_is_refused), TEST(another_build_is_refused),
-      TEST(a_file_of_the_wrong_size_or_kind), TEST(random_headers), TEST(two_descriptors_each_and_none_afterwards),
-      TEST(closing_twice_and_what_still_works), TEST(a_slot_that_is_left_behind_is_reclaimed),
-      TEST(prefault_within_bounds), TEST(no_core_dump_and_huge_pages), TEST(a_plain_segment))
+      TEST(a_file_of_the_wrong_size_or_kind), TEST(a_flag_that_lies_fills_no_sparse_file), TEST(random_headers),
+      TEST(two_descriptors_each_and_none_afterwards), TEST(closing_twice_and_what_still_works),
+      TEST(a_slot_that_is_left_behind_is_reclaimed), TEST(prefault_within_bounds), TEST(no_core_dump_and_huge_pages),
+      TEST(a_plain_segment))
