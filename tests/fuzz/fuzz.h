@@ -1,7 +1,7 @@
-/* fuzz.h - what the two fuzz targets share: an input read byte by byte, what a verb may answer, and touching what it gave.
+/* fuzz.h - what the two fuzz targets share: an input read byte by byte, what a verb may answer, touching what it gave.
  *
- * A target is LLVMFuzzerTestOneInput() and fuzz_seed(). libFuzzer drives it, or standalone.c where there is no libFuzzer.
- * What must not happen ends the process: a sanitizer's report, a touch of the pages around a mapping (guard.c), FAIL(). */
+ * A target is LLVMFuzzerTestOneInput() and fuzz_seed(). libFuzzer drives it, or standalone.c where there is none. What
+ * must not happen ends the process: a sanitizer's report, a touch of the pages around a mapping (guard.c), FAIL(). */
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -36,7 +36,7 @@ static inline void fuzz_fail(const char *file, int line, const char *what) {
     abort();
 }
 
-/* ---- the input: once it has ended, zeros ------------------------------------------------------------------------------- */
+/* ---- the input: once it has ended, zeros ------------------------------------------------------------------------- */
 
 typedef struct input {
     const uint8_t *at, *end;
@@ -53,7 +53,7 @@ static inline uint32_t take8(input *in) { return (uint32_t)take_bytes(in, 1); }
 static inline uint32_t take16(input *in) { return (uint32_t)take_bytes(in, 2); }
 static inline uint64_t take64(input *in) { return take_bytes(in, 8); }
 
-/* ---- answers ----------------------------------------------------------------------------------------------------------- */
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 /* 0 or a count up to `most`, or an error that any verb may meet, or one of those that this one may. */
 static inline void lawful(const char *verb, int rc, int most, int also, int also2) {
@@ -90,7 +90,7 @@ static inline void check_slot(const shmt_segment *seg, const shmt_slot *slot, ui
     MUST(slot->nbytes <= seg->geo.slot_stride);
 }
 
-/* ---- time: no input may cost more than a second of work; how long a wait sleeps is its caller's affair ------------------ */
+/* ---- time: no input may cost more than a second of work; how long a wait sleeps is its caller's affair ----------- */
 
 static inline int64_t cpu_now(void) {
     struct timespec t;

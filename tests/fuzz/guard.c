@@ -1,4 +1,4 @@
-/* guard.c - memory that nobody may touch on both sides of each mapping of a segment: linked in front of mmap and munmap. */
+/* guard.c - memory that nobody may touch on both sides of each mapping of a segment: linked before mmap and munmap. */
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/types.h>

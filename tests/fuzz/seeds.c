@@ -1,4 +1,4 @@
-/* seeds.c - TARGET --seeds=DIR writes the inputs to begin with, and does nothing else: no binary lies in the repository. */
+/* seeds.c - TARGET --seeds=DIR writes the inputs to begin with, and does nothing else. */
 #include "fuzz.h"
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {

@@ -1,4 +1,4 @@
-/* words.c - a live segment in which a hostile peer writes whatever it likes between any two verbs of two honest members.
+/* words.c - a live segment in which a hostile peer writes whatever it likes between any two verbs of honest members.
  *
  *   bytes 0, 1   how the segment is made, where its counters begin
  *   then         steps: a byte that picks one, and its arguments; see run_step() */
@@ -26,7 +26,7 @@ typedef struct world {
     input in;
 } world;
 
-/* ---- the hostile peer ----------------------------------------------------------------------------------------------- */
+/* ---- the hostile peer -------------------------------------------------------------------------------------------- */
 
 static uint32_t some_owner(world *w) {
     uint32_t pick = take8(&w->in);
@@ -147,7 +147,7 @@ static void set_anything(world *w) {
     memcpy(seg->base + at, &value, room < sizeof value ? (size_t)room : sizeof value);
 }
 
-/* ---- the verbs --------------------------------------------------------------------------------------------------------- */
+/* ---- the verbs --------------------------------------------------------------------------------------------------- */
 
 /* A place for what is claimed or acquired next; what was there is forgotten, as by a member that never gives back. */
 static holding *new_holding(world *w, uint32_t pick, uint32_t who) {
