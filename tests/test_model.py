@@ -1,7 +1,7 @@
 """The protocol as Promela models, `model/*.pml`, searched exhaustively by Spin.
 
-Each configuration of SOUND must show no error in a search that was complete; each of MUTANTS, one mistake in a model, and
-each of LIMITS, something known not to hold, must show one. SHMTENSOR_MODEL=full (`make model`) adds what takes minutes.
+Each configuration of SOUND must show no error in a search that was complete; each of MUTANTS, one mistake in a model,
+and each of LIMITS, something known not to hold, must show one. SHMTENSOR_MODEL=full (`make model`) adds what takes minutes.
 """
 
 from __future__ import annotations
@@ -153,12 +153,10 @@ def search(run: Run, mutant: bool) -> Result:
     made = call(folder, "spin", "-a", *[f"-D{m}" for m in macros], f"{run.model}.pml")
     assert made.returncode == 0 and (folder / "pan.c").exists(), made.stdout
     optimise = "-O1" if run.many else "-O0"
-    built = call(
-        folder, "gcc", optimise, "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEGABYTES}", "-o", "pan", "pan.c"
-    )
+    built = call(folder, "gcc", optimise, "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEGABYTES}", "-o", "pan", "pan.c")
     assert built.returncode == 0, built.stdout
-    # In handoff and end, whoever has nothing more to do blocks, and a monitor looks at what is left when all do. In event
-    # that is the deadlock to be found.
+    # In handoff and end, whoever has nothing more to do blocks, and a monitor looks at what is left when all do. In
+    # event that is the deadlock to be found.
     blocked = [] if run.model == "event" else ["-E"]
     found = call(folder, "./pan", *blocked, f"-m{DEPTH}", "-w24" if run.many else "-w20")
     out = found.stdout
@@ -172,9 +170,7 @@ def search(run: Run, mutant: bool) -> Result:
 class Runner:
     def __init__(self, wanted: list[tuple[Run, bool]]) -> None:
         self.pool = ThreadPoolExecutor(cores())
-        self.futures: dict[Run, Future[Result]] = {
-            run: self.pool.submit(search, run, mutant) for run, mutant in wanted
-        }
+        self.futures: dict[Run, Future[Result]] = {run: self.pool.submit(search, run, mutant) for run, mutant in wanted}
 
     def result(self, run: Run) -> Result:
         faulthandler.cancel_dump_traceback_later()  # a busy machine is not a hung one, and each search has its ceiling
