@@ -1,7 +1,8 @@
 """The protocol as Promela models, `model/*.pml`, searched exhaustively by Spin.
 
 Each configuration of SOUND must show no error in a search that was complete; each of MUTANTS, one mistake in a model,
-and each of LIMITS, something known not to hold, must show one. SHMTENSOR_MODEL=full (`make model`) adds what takes minutes.
+and each of LIMITS, something known not to hold, must show one. SHMTENSOR_MODEL=full (`make model`) adds what takes
+minutes.
 """
 
 from __future__ import annotations
