@@ -4,11 +4,12 @@
     24        the stream
     aligned   the payload of each large array, aligned to 64 bytes, at the offset that the stream says
 
-Nothing is kept between messages, so any receiver can read any message, also after its sender has died. An idea not
-followed: to send the structure once and then refer to it by number. It saves some tens of bytes and about a tenth of the
-time of a small message, and costs a table that all receivers must have seen.
+Nothing is kept between messages, so any receiver can read any message, also after its sender has died. An idea that
+was not followed: to send the structure once and then refer to it by number. That needs a table which all receivers have
+seen.
 
-The stream is a tree in prefix form: one byte says what follows. In pickle mode it is a list of buffers, then the pickle.
+The stream is a tree in prefix form: one byte says what follows. In pickle mode it is a list of buffers, then the
+pickle.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -73,14 +74,14 @@ cdef enum:
     TREE = 1           # modes
     PICKLED = 2
     SHARED = 1         # flag: some object turns up more than once
-    APART_FROM = 1024  # bytes: from here on an array lies apart, and comes back as a view; less is copied with the stream
+    APART_FROM = 1024  # bytes: from here on an array lies apart and comes back as a view; less lies in the stream
 
 
 class _NeedsPickle(Exception):
     """What is being encoded has no form in the tree."""
 
 
-cdef dict _by_dtype = {}   # numpy's or torch's dtype -> (Field, name on the wire); (None, None): arrays of it are pickled
+cdef dict _by_dtype = {}   # numpy's or torch's dtype -> (Field, name on the wire); (None, None): by pickle
 cdef dict _by_name = {}    # name on the wire -> Field
 cdef dict _classes = {}    # class -> (code, name on the wire); None: by pickle
 cdef dict _named = {}      # name on the wire -> class
@@ -142,7 +143,7 @@ cdef int deeper(const char *where) except -1:
     return -1 if Py_EnterRecursiveCall(where) != 0 else 0
 
 
-# ---- encoding ------------------------------------------------------------------------------------------------------------
+# ---- encoding ------------------------------------------------------------------------------------
 
 
 @cython.final
@@ -444,8 +445,8 @@ cdef class Encoder:
     # ---- a message
 
     cdef uint64_t measure(self, object x) except 0:
-        """Looks at `x` once; returns how many bytes write() will need. From here to done() the encoder is taken: what it has
-        measured must be what it writes."""
+        """Looks at `x` once; returns how many bytes write() will need. From here to done() the encoder is taken: what
+        it has measured must be what it writes."""
         cdef bint plain = True
         if self.busy:
             raise RuntimeError("this encoder is in use, by another thread or by an object that it is encoding")
@@ -515,7 +516,7 @@ cdef class Encoder:
 
 
 cdef bint _order(int ndim, const int64_t *shape, const int64_t *strides, uint8_t *order) noexcept:
-    """The dims from the longest stride to the shortest, if that is another order than they have: Fortran's, channels_last.
+    """The dims from the longest stride to the shortest, if that is another order than they have: Fortran's, say.
     Only where each element has a place of its own: what was expanded or reversed is written in C order."""
     cdef int d, k
     cdef uint8_t at
@@ -536,7 +537,7 @@ cdef bint _order(int ndim, const int64_t *shape, const int64_t *strides, uint8_t
     return permuted
 
 
-# ---- decoding ------------------------------------------------------------------------------------------------------------
+# ---- decoding ------------------------------------------------------------------------------------
 
 
 cdef void _nothing(void *thing) noexcept nogil:
@@ -714,7 +715,7 @@ cdef class Decoder:
         cdef uint8_t code
         cdef int64_t integer
         cdef double real
-        cdef uint64_t n, i
+        cdef uint64_t n
         cdef Py_ssize_t index
         self.take(&code, 1)
         if code == c"N":
@@ -790,9 +791,8 @@ cdef class Decoder:
         raise _corrupt()
 
     cdef dict mapping(self):
-        cdef uint64_t n = self.count(), i
         cdef dict out = {}
-        for i in range(n):
+        for _ in range(self.count()):
             key = self.text()
             out[key] = self.node()
         return out
@@ -802,7 +802,6 @@ cdef class Decoder:
 
     cdef object unpickled(self, uint64_t n):
         cdef uint64_t span[2]
-        cdef uint64_t i
         cdef Place *at = &self.where
         if n > <uint64_t>(self.end - self.at) // sizeof(span):
             raise _corrupt()
@@ -810,7 +809,7 @@ cdef class Decoder:
         at.ndim = 1
         at.packed = True
         at.strides[0] = 1
-        for i in range(n):
+        for _ in range(n):
             self.take(span, sizeof(span))
             if span[0] > self.payload_nbytes or span[1] > self.payload_nbytes - span[0]:
                 raise _corrupt()
@@ -860,7 +859,7 @@ cdef object decode(uint8_t *data, uint64_t nbytes, void *thing, const Owner *own
     return out
 
 
-# ---- for tests and benchmarks: a message in memory of our own --------------------------------------------------------
+# ---- for tests and benchmarks: a message in memory of our own ------------------------------------
 
 
 cdef void _object_hold(void *thing) noexcept with gil:
