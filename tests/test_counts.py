@@ -193,7 +193,8 @@ def test_no_page_faults_after_warm_up(huge: bool) -> None:
 
 
 def faults_of_first_touch(buffer: st.TensorBuffer) -> int:
-    views = [slot.numpy() for slot in [buffer.claim() for _ in range(buffer.slots)]]
+    slots = [buffer.claim() for _ in range(buffer.slots)]  # kept: a view of a slot that was dropped is read-only
+    views = [slot.numpy() for slot in slots]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for view in views:
         view[::4096] = 1
