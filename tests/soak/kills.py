@@ -250,7 +250,7 @@ class Round:
         again = self.buffer.reclaim()
         stats = self.buffer.stats()
         verdict = judge(records, writers, self.crowd.ended, stats, self.plan.policy, self.plan.batch)
-        leaked = [s for s in self.buffer._slot_states() if s != (0, 0)]
+        leaked = [s for s in self.buffer._slot_states() if s[:2] != (0, 0)]
         verdict.figures["leaked"] = len(leaked)
         verdict.require(not leaked, f"slots that nobody holds are not free: (state, owner) {leaked}")
         verdict.require(again == 0, f"a second reclaim found {again} more dead")

@@ -146,7 +146,7 @@ class Meeting:
     def check_states(self, dead: list[tuple[int, int]]) -> None:
         """What the living hold they hold, slot by slot; what the dead held is free, or waits to be read again."""
         wanted: list[tuple[int, int]] = [(FREE, 0)] * SLOTS
-        states = self.buffer._slot_states()
+        states = [(state, owner) for state, owner, _ in self.buffer._slot_states()]
         for side in range(2):
             for worker in range(2):
                 held = self.held[side][worker]
