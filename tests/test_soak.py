@@ -90,17 +90,19 @@ def verdict_of(
     *,
     policy: str = "redeliver",
     back: int = 1,
+    dropped: int = 0,
     unrecorded: int = 0,
     keys: tuple[int, ...] = (),
 ) -> Verdict:
-    """``rows``: (writer, kind, tries, time) of one item, or of those in ``keys``; ``back``: what the core took back."""
+    """``rows``: (writer, kind, tries, time) of one item, or of those in ``keys``; ``back``: what the core took back,
+    ``dropped`` of it being given up."""
     named = [*keys, *[KEY] * (len(rows) - len(keys))]
     table = sorted(zip(rows, named, strict=True), key=lambda r: r[0][0])
     records = np.array([(key, time, kind, tries, 0) for (_, kind, tries, time), key in table], RECORD)
     writers = np.array([row[0] for row, _ in table])
     ended = [Player(0, 0, 2, "taker", status=9, phase=At.HOLDING)]
     ended += [Player(0, 0, 90 + i, "taker", status=9, phase=At.ACQUIRED) for i in range(unrecorded)]
-    return judge(records, writers, ended, {"redelivered": back, "dropped": 0}, policy, 0)
+    return judge(records, writers, ended, {"redelivered": back - dropped, "dropped": dropped}, policy, 0)
 
 
 def test_what_is_right_is_no_breach() -> None:
@@ -109,7 +111,7 @@ def test_what_is_right_is_no_breach() -> None:
     assert verdict_of([(1, INTENT, 0, 1)], back=0).broken == [], "killed before it could publish"
     assert verdict_of(ONCE, policy="drop").broken == []
     assert verdict_of(ONCE[:2], policy="drop", unrecorded=1).broken == [], "its reader died first"
-    assert verdict_of(ONCE, back=4, unrecorded=3).broken == [], "dropped after three more"
+    assert verdict_of(ONCE, back=4, dropped=1, unrecorded=3).broken == [], "dropped after three more"
 
 
 @pytest.mark.parametrize(

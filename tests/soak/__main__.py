@@ -6,6 +6,7 @@ import argparse
 import random
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 from . import kills, long, massacre, mutants, namespaces, recovery, stops
@@ -49,6 +50,10 @@ def main() -> int:
     except SoakSkipped as e:
         print(f"SKIPPED: {args.what}: {e}")
         return 77
+    except Exception:
+        progress.done()
+        print(f"FAILED: {args.what}, --seed {seed}: {traceback.format_exc()}")
+        return 1
     progress.done()
     figures = {"what": args.what, "seed": seed, **figures}
     figures |= {"seconds": round(time.monotonic() - began, 1), "load before": load_before[0], "load after": load()[0]}

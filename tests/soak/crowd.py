@@ -78,6 +78,7 @@ class Crowd:
         assert self.folder is not None
         self._failed = self.folder / "failed"
         self._failed.mkdir()
+        self.errors = self.folder / "stderr"  #: of executed programs
         adopt_orphans()
         gc.collect()
         gc.freeze()  # what a fork shares stays shared
@@ -150,6 +151,8 @@ class Crowd:
     def check(self) -> None:
         """Raises with what the children wrote of their failures."""
         texts = [p.read_text() for p in sorted(self._failed.iterdir())]
+        if self.errors.exists():
+            texts += self.errors.read_text().splitlines()
         if texts:
             raise SoakFailed("\n".join(texts[:3]))
 

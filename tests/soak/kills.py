@@ -33,7 +33,7 @@ def new_name(rng: random.Random) -> str:
 
 
 def draw_storm(rng: random.Random) -> Plan:
-    """Workers in C: so little else is done that most deaths come in the middle of a verb."""
+    """Workers in C, of which most rest between the steps of the verbs: there most deaths come."""
     return Plan(
         slots=rng.choice([16, 64, 256]),
         policy=rng.choice(["redeliver", "redeliver", "drop"]),
@@ -98,7 +98,7 @@ class Round:
         self.folder = self.crowd.folder / "journals"
         self.folder.mkdir()
         self.seats: dict[int, Player] = {}
-        self.program = program("native") if self.plan.native else ""
+        self.programs = [program(name) for name in ("native", "native_slow", "native_slow")] if self.plan.native else []
 
     # ---- the living
 
@@ -117,7 +117,7 @@ class Round:
         journal = os.open(self.folder / str(instance), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.set_inheritable(journal, True)
         os.set_inheritable(self.arena.fd, True)
-        errors = os.open(self.crowd.folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        errors = os.open(self.crowd.errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(errors, 2)
         os.nice(5)  # it never rests, and the runner has to get its turn
         words = (
@@ -131,7 +131,8 @@ class Round:
             self.plan.seed,
             self.begin,
         )
-        os.execv(self.program, [self.program, *map(str, words)])
+        path = self.programs[instance % len(self.programs)]
+        os.execv(path, [path, *map(str, words)])
 
     # ---- the dead
 

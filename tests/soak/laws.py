@@ -68,7 +68,7 @@ def judge(
     v.require(len(strange) == 0, f"{len(strange)} items were taken that nobody published ({len(aborted)} were aborted)")
 
     _check_deliveries(v, key, kind, tries, time, writers)
-    _check_lost(v, key, kind, tries, sure, policy, unrecorded)
+    _check_lost(v, key, kind, tries, sure, policy, unrecorded, stats["dropped"])
     _check_order(v, key, kind, tries, writers)
     _look_at_stalls(v, key, kind, tries, time)
     return v
@@ -124,8 +124,11 @@ def highest_of(wanted: np.ndarray, key: np.ndarray, tries: np.ndarray, otherwise
     return np.where(found, tries[at] if len(key) else 0, otherwise)
 
 
-def _check_lost(v: Verdict, key: Any, kind: Any, tries: Any, sure: Any, policy: str, unrecorded: int) -> None:
-    """What was surely published was delivered, and its last delivery came to a release, or to the last permitted death.
+def _check_lost(
+    v: Verdict, key: Any, kind: Any, tries: Any, sure: Any, policy: str, unrecorded: int, dropped: int
+) -> None:
+    """What was surely published was delivered, and its last delivery came to a release, or to the last permitted death,
+    and then the core has counted it as dropped.
 
     Missing deliveries can only be those of consumers that died between taking an item and recording it.
     """
@@ -144,9 +147,11 @@ def _check_lost(v: Verdict, key: Any, kind: Any, tries: Any, sure: Any, policy: 
     keys = np.union1d(sure, key[taken])
     highest = highest_of(keys, key[taken], tries[taken], -1)
     ended = highest_of(keys, key[let_go], tries[let_go], -2) == highest
+    given_up = int((~ended).sum())
+    v.require(given_up <= dropped, f"{given_up} items came to no end; the core has dropped {dropped}")
     unended = (~ended) & (highest < TRIES_MAX)
     needed = int((TRIES_MAX - highest[unended]).sum())
-    v.figures["lost"] = int(unended.sum()) if needed > unrecorded else 0
+    v.figures["lost"] = max(0, given_up - dropped)
     v.figures["dropped unseen"] = int((highest[unended] < 0).sum())
     v.require(
         needed <= unrecorded,

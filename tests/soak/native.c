@@ -62,6 +62,18 @@ _Noreturn static void give_up(const char *what, int64_t rc) {
     _exit(1);
 }
 
+#ifdef SOAK_DELAYS_H
+/* One step in 256 is preceded by a rest of up to 0.3 ms, one in 2^16 is the last: half of the time is spent between steps. */
+void soak_step(void) {
+    uint64_t chosen = draw();
+    if (seat && chosen % 65536 == 1) {
+        kill(getpid(), SIGKILL);
+    } else if (seat && chosen % 256 == 0) {
+        nanosleep(&(struct timespec){.tv_nsec = (long)(chosen >> 20) % 300000}, NULL);
+    }
+}
+#endif
+
 static void at(int64_t point) {
     atomic_store(&seat[PHASE], point);
     if (atomic_load(&seat[ORDER]) == point) {

@@ -5,6 +5,7 @@ It stays a zombie until the others have gone on, because its parent may be busy 
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ class Stage:
         self.times: dict[str, list[float]] = {"reader": [], "writer": []}
         self.slices: list[int] = []
         self.killed = 0
+        self.with_children = 0
         self.flagged = 0
 
     def run(self, episodes: int, until: float) -> None:
@@ -110,7 +112,8 @@ class Stage:
 
     # ---- the victim
 
-    def victim(self, reads: bool, base: int) -> Any:
+    def victim(self, reads: bool, has_child: bool, base: int) -> Any:
+        """``has_child``: it has forked, and the child, which has copies of everything, outlives it for a while."""
         words = self.arena.words
 
         def work(instance: int) -> None:
@@ -124,6 +127,11 @@ class Stage:
                     slot = self.buffer.acquire(PATIENCE)
                     view = slot.numpy()
                 held.append((slot, view))
+            number = words[EPISODE]
+            if has_child and os.fork() == 0:
+                while words[EPISODE] in (number, number + 1):
+                    time.sleep(0.005)
+                os._exit(0)
             words[base + HELD] = SLOTS
             time.sleep(3 * PATIENCE)
 
@@ -134,7 +142,9 @@ class Stage:
     def episode(self, number: int) -> None:
         reads = self.rng.random() < 0.5
         seat = CLAIMERS + ACQUIRERS
-        victim = self.crowd.start(seat, "victim", self.victim(reads, self.arena.seat(seat)))
+        has_child = self.rng.random() < 0.3
+        victim = self.crowd.start(seat, "victim", self.victim(reads, has_child, self.arena.seat(seat)))
+        self.with_children += has_child
         words = self.arena.words
         self.until(lambda: words[self.arena.seat(seat) + HELD] == SLOTS, "the victim holds everything")
         comes_again = SLOTS if reads and self.policy == "redeliver" else 0
@@ -153,6 +163,7 @@ class Stage:
         first = min(self.moments(victim))
         self.times["reader" if reads else "writer"].append((first - victim.killed_ns) / 1e6)
         self.crowd.reap(victim.pid, wait=True)
+        self.crowd.reap()  # orphans of earlier ones
         self.killed += 1
         self.flagged += comes_again
         self.until(lambda: all(self.crowd.phase_of(w) == At.BETWEEN for w in self.waiters), "the episode is over")
@@ -188,7 +199,7 @@ def run(*, episodes: int, seconds: float, seed: int, progress: Progress) -> dict
     until = time.monotonic() + seconds
     times: dict[str, list[float]] = {"reader": [], "writer": []}
     slices: Counter[int] = Counter()
-    killed = 0
+    killed = with_children = 0
     while killed < episodes and time.monotonic() < until:
         stage = Stage(rng.choice(["redeliver", "drop"]), rng)
         stage.run(min(50, episodes - killed), until)
@@ -196,12 +207,14 @@ def run(*, episodes: int, seconds: float, seed: int, progress: Progress) -> dict
             times[who] += values
         slices.update(stage.slices)
         killed += stage.killed
+        with_children += stage.with_children
         both = times["reader"] + times["writer"]
         progress(f"{killed:,} of {episodes:,} deaths with everything in hand; recovery, ms: {percentiles(both)}")
     if max(slices, default=0) > 10:
         raise SoakFailed(f"waiters slept {max(slices)} slices of 100 ms before they had what the dead held")
     return {
         "deaths with everything in hand": killed,
+        "of which with a forked child that lives on": with_children,
         "recovery, ms": percentiles(times["reader"] + times["writer"]),
         "recovery from a reader, ms": percentiles(times["reader"]),
         "recovery from a writer, ms": percentiles(times["writer"]),
