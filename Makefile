@@ -24,7 +24,7 @@ CJOBS = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 CSOURCES := $(wildcard csrc/*.c csrc/*.h)
 CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
-CFORMATTED := $(CSOURCES) $(wildcard tests/c/*.[ch] tests/fuzz/*.[ch])
+CFORMATTED := $(CSOURCES) $(wildcard $(addsuffix /*.[ch],tests/c tests/fuzz tests/soak))
 
 .DELETE_ON_ERROR:
 .PHONY: help env build demo test test-c test-py asan tsan fuzz soak soak-mutants model lint types docs format bench wheel \
