@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 from soak.arena import At
 from soak.crowd import Player
-from soak.journal import ABORTED, CHANGED, INTENT, LETTING, LOST_LEASE, PUBLISHED, RECORD, RELEASED, TAKEN, TORN
+from soak.journal import (
+    ABORTED,
+    CHANGED,
+    INTENT,
+    LETTING,
+    LOST_LEASE,
+    PUBLISHED,
+    RECORD,
+    RELEASED,
+    STALLED,
+    TAKEN,
+    TORN,
+)
 from soak.laws import Verdict, judge
 from support import environment
 
@@ -93,12 +105,13 @@ def verdict_of(
     dropped: int = 0,
     unrecorded: int = 0,
     keys: tuple[int, ...] = (),
+    more: int = 0,
 ) -> Verdict:
     """``rows``: (writer, kind, tries, time) of one item, or of those in ``keys``; ``back``: what the core took back,
     ``dropped`` of it being given up."""
     named = [*keys, *[KEY] * (len(rows) - len(keys))]
     table = sorted(zip(rows, named, strict=True), key=lambda r: r[0][0])
-    records = np.array([(key, time, kind, tries, 0) for (_, kind, tries, time), key in table], RECORD)
+    records = np.array([(key, time, kind, tries, more) for (_, kind, tries, time), key in table], RECORD)
     writers = np.array([row[0] for row, _ in table])
     ended = [Player(0, 0, 2, "taker", status=9, phase=At.HOLDING)]
     ended += [Player(0, 0, 90 + i, "taker", status=9, phase=At.ACQUIRED) for i in range(unrecorded)]
@@ -143,6 +156,18 @@ def test_a_breach_of_drop_is_found() -> None:
 def test_what_the_dead_held_and_nobody_took_back_is_found() -> None:
     broken = verdict_of(ONCE + AGAIN, back=0).broken
     assert [b for b in broken if "taken back" in b], broken
+
+
+def test_standstills_are_told_from_waits() -> None:
+    """Of three seconds: nobody published; others did; the machine was not there for two and a half of them."""
+    rows = [(1, INTENT, 0, 500_000), (1, PUBLISHED, 0, 500_001), (2, TAKEN, 0, 500_002), (2, LETTING, 0, 500_003)]
+    stall = (4, STALLED, 0, 4_000_000)
+    passed = (5, INTENT, 0, 2_000_000)
+    for also, more, expected in (([], 0, (1, 1)), ([passed], 0, (1, 0)), ([], 2500, (0, 0))):
+        v = verdict_of([stall, *also, *rows], back=0, keys=(3_000_000, *[KEY + 1 for _ in also]), more=more)
+        assert v.broken == []
+        assert (v.figures["waits over 1 s"], v.figures["standstills"]) == expected
+        assert v.figures["waits over 1 s of a paused machine"] == (more > 0)
 
 
 def test_disorder_is_found() -> None:

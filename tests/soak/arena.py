@@ -13,7 +13,9 @@ SEATS = 32
 WORDS = 16
 
 # words of the whole run, at index 0..WORDS-1
-STOP, EPISODE, QUOTA = range(3)
+STOP, EPISODE, QUOTA, PAUSED = range(
+    4
+)  #: PAUSED: microseconds for which the whole machine stood still, see Crowd.pulse()
 
 # words of one seat
 PHASE, ORDER, MODE, MADE, TOOK, WAITED, WAITS, STALLS, WHEN_MADE, WHEN_TOOK, FLAGGED, HELD = range(12)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .arena import PHASE, WORDS, Arena
+from .arena import PAUSED, PHASE, WORDS, Arena
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -114,6 +114,25 @@ class Crowd:
             path.rename(self._failed / str(os.getpid()))  # whole, or not there
         finally:
             os._exit(status)
+
+    def pulse(self) -> None:
+        """Starts a process that only sleeps and adds up by how much it overslept: for so long nobody had a turn.
+
+        An overloaded or suspended machine is nobody's stall.
+        """
+        words = self.arena.words
+
+        def beat(_: int) -> None:
+            while True:
+                before = time.monotonic_ns()
+                time.sleep(0.02)
+                late = (time.monotonic_ns() - before) // 1000 - 20_000
+                if late > 50_000:
+                    words[PAUSED] += late
+
+        if os.fork() == 0:
+            die_with_parent()
+            self.run_and_exit("the pulse", beat, 0)
 
     # ---- ending
 

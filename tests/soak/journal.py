@@ -3,7 +3,8 @@
 One append-only file per worker: a record is a single write() of 16 bytes, so it is there whole or not at all, and what
 was written survives SIGKILL because the kernel has it. INTENT comes before publish() and PUBLISHED after it: an item
 whose producer died in between may be there or not. TAKEN comes as soon as an item was acquired and looked at, LETTING
-before its release and RELEASED after it. STALLED says for how many microseconds somebody had to wait.
+before its release and RELEASED after it. STALLED says for how many microseconds somebody had to wait,
+and during how many milliseconds of them the whole machine stood still.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ class Journal:
         self.fd = os.open(folder / str(instance), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self.begin = begin
 
-    def note(self, kind: int, items: Iterable[tuple[int, int]]) -> None:
+    def note(self, kind: int, items: Iterable[tuple[int, int]], more: int = 0) -> None:
         """``items``: (key, how often it was redelivered)."""
         now = (time.monotonic_ns() - self.begin) // 1000
-        os.write(self.fd, b"".join([_pack(key, now, kind, tries, 0) for key, tries in items]))
+        os.write(self.fd, b"".join([_pack(key, now, kind, tries, more) for key, tries in items]))
 
     def close(self) -> None:
         os.close(self.fd)

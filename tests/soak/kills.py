@@ -81,6 +81,7 @@ class Round:
         """Kills so many, or until then (time.monotonic())."""
         with Crowd(self.arena) as self.crowd, self.plan.create() as self.buffer:
             self.set_up()
+            self.crowd.pulse()
             self.fill_seats()
             while self.figures["kills"] < kills and time.monotonic() < until:
                 self.rng.choice([self.strike, self.strike, self.order, self.surprise])()

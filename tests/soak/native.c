@@ -21,6 +21,7 @@
 
 enum { WORDS_OF_SEAT = 16, SEATS = 32, ITEM_WORDS = 8, BATCH_MAX = 64 };
 enum { PHASE, ORDER, MODE, MADE, TOOK, WAITED, WAITS, STALLS, WHEN_MADE, WHEN_TOOK, FLAGGED };
+enum { PAUSED = 3 }; /* a word of the whole run */
 enum { STARTED = 1, JOINING, BETWEEN, CLAIMING, CLAIMED, WRITING, WRITTEN, PUBLISHING, PUBLISHED };
 enum { ACQUIRING = 10, ACQUIRED, HOLDING, RELEASING, RELEASED, CLOSING = 16, CLOSED };
 enum {
@@ -44,7 +45,7 @@ typedef struct record {
 } record;
 _Static_assert(sizeof(record) == 16, "as journal.py has it");
 
-static _Atomic int64_t *seat;
+static _Atomic int64_t *arena, *seat;
 static shmt_segment *segment;
 static int journal;
 static int64_t begin_ns;
@@ -86,11 +87,12 @@ static void at(int64_t point) {
     }
 }
 
-static void note(uint8_t kind, const uint64_t *keys, const uint32_t *tries, int n) {
+static void note_more(uint8_t kind, const uint64_t *keys, const uint32_t *tries, int n, uint16_t more) {
     record records[BATCH_MAX];
     uint32_t now = (uint32_t)((shmt_now_ns() - begin_ns) / 1000);
     for (int i = 0; i < n; i++) {
-        records[i] = (record){.key = keys[i], .time = now, .kind = kind, .tries = (uint8_t)(tries ? tries[i] : 0)};
+        records[i] = (record){.key = keys[i], .time = now, .kind = kind, .more = more};
+        records[i].tries = (uint8_t)(tries ? tries[i] : 0);
     }
     size_t nbytes = (size_t)n * sizeof *records;
     if (write(journal, records, nbytes) != (ssize_t)nbytes) {
@@ -98,7 +100,11 @@ static void note(uint8_t kind, const uint64_t *keys, const uint32_t *tries, int 
     }
 }
 
-static void waited(int64_t began, int when) {
+static void note(uint8_t kind, const uint64_t *keys, const uint32_t *tries, int n) {
+    note_more(kind, keys, tries, n, 0);
+}
+
+static void waited(int64_t began, int64_t paused, int when) {
     int64_t now = shmt_now_ns();
     atomic_store(&seat[when], now);
     atomic_fetch_add(&seat[WAITS], 1);
@@ -107,7 +113,10 @@ static void waited(int64_t began, int when) {
     }
     if (now - began > INT64_C(1000000000)) {
         atomic_fetch_add(&seat[STALLS], 1);
-        note(R_STALLED, &(uint64_t){(uint64_t)(now - began) / 1000}, &(uint32_t){when == WHEN_TOOK}, 1);
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL); /* as in workers.py */
+        paused = (atomic_load(&arena[PAUSED]) - paused) / 1000;
+        note_more(R_STALLED, &(uint64_t){(uint64_t)(now - began) / 1000}, &(uint32_t){when == WHEN_TOOK}, 1,
+                  (uint16_t)(paused < UINT16_MAX ? paused : UINT16_MAX));
     }
 }
 
@@ -143,14 +152,14 @@ static int make(void) {
     const uint32_t want = 1 + (uint32_t)(draw() % batch);
     const bool single = want == 1;
     at(CLAIMING);
-    int64_t began = shmt_now_ns();
+    int64_t began = shmt_now_ns(), paused = atomic_load(&arena[PAUSED]);
     int n = got(single ? shmt_slot_claim(segment, soon(), &slot)
                        : shmt_slot_claim_many(segment, want, soon(), words, &slot),
                 single, "claim");
     if (n < 0) {
         return n;
     }
-    waited(began, WHEN_MADE);
+    waited(began, paused, WHEN_MADE);
     at(CLAIMED);
     for (int i = 0; i < n; i++) {
         keys[i] = instance << 32 | number++;
@@ -191,14 +200,14 @@ static int take(void) {
     const uint32_t want = 1 + (uint32_t)(draw() % batch);
     const bool single = want == 1;
     at(ACQUIRING);
-    int64_t began = shmt_now_ns();
+    int64_t began = shmt_now_ns(), paused = atomic_load(&arena[PAUSED]);
     int n = got(single ? shmt_slot_acquire(segment, soon(), &slot)
                        : shmt_slot_acquire_many(segment, want, soon(), words, &slot),
                 single, "acquire");
     if (n < 0) {
         return n;
     }
-    waited(began, WHEN_TOOK);
+    waited(began, paused, WHEN_TOOK);
     at(ACQUIRED);
     bool torn = false;
     int flagged = 0;
@@ -237,11 +246,12 @@ int main(int argc, char **argv) {
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     journal = atoi(argv[2]);
-    int64_t *arena = mmap(NULL, (1 + SEATS) * WORDS_OF_SEAT * 8, PROT_READ | PROT_WRITE, MAP_SHARED, atoi(argv[3]), 0);
-    if (arena == MAP_FAILED) {
+    void *map = mmap(NULL, (1 + SEATS) * WORDS_OF_SEAT * 8, PROT_READ | PROT_WRITE, MAP_SHARED, atoi(argv[3]), 0);
+    if (map == MAP_FAILED) {
         return 2;
     }
-    seat = (_Atomic int64_t *)(void *)(arena + (1 + atoi(argv[4])) * WORDS_OF_SEAT);
+    arena = map;
+    seat = arena + (1 + atoi(argv[4])) * WORDS_OF_SEAT;
     instance = strtoull(argv[5], NULL, 10);
     const char *role = argv[6];
     batch = (uint32_t)atoi(argv[7]);

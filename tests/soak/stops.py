@@ -46,6 +46,7 @@ class Stops(Round):
     def run(self, stops: int, until: float) -> None:
         with Crowd(self.arena) as self.crowd, self.plan.create() as self.buffer:
             self.set_up()
+            self.crowd.pulse()
             self.fill_seats()
             while self.figures["stops"] < stops and time.monotonic() < until:
                 self.stop_some(min(2, stops - self.figures["stops"]))
@@ -163,5 +164,6 @@ def run(*, stops: int, seconds: float, seed: int, progress: Progress) -> dict[st
     if total["false reclaims"]:
         raise SoakFailed(f"{dict(total)}")
     wanted = ["stops", "long stops", "stops with everything in hand", "false reclaims", "published", "taken"]
-    wanted += ["waits over 1 s", "standstills", "lost", "unflagged", "reordered", "torn", "leaked"]
+    wanted += ["waits over 1 s", "waits over 1 s of a paused machine", "standstills"]
+    wanted += ["lost", "unflagged", "reordered", "torn", "leaked"]
     return {**{k: total[k] for k in wanted}, "until others went on, ms": percentiles(waits)}

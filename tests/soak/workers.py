@@ -21,6 +21,7 @@ from .arena import (
     MADE,
     MODE,
     ORDER,
+    PAUSED,
     PHASE,
     STALLS,
     STOP,
@@ -117,7 +118,8 @@ class Worker:
             words[base + ORDER] = 0
             time.sleep(mode / 1e6)
 
-    def waited(self, began: int, when: int) -> None:
+    def waited(self, began: int, paused: int, when: int) -> None:
+        """``paused``: what PAUSED was when the wait began."""
         now = time.monotonic_ns()
         words, base = self.words, self.base
         words[base + when] = now
@@ -126,7 +128,9 @@ class Worker:
             words[base + WAITED] = now - began
         if now - began > STALL_NS:
             words[base + STALLS] += 1
-            self.journal.note(STALLED, [((now - began) // 1000, when == WHEN_TOOK)])
+            time.sleep(0.1)  # who counts the pauses may not have had its turn yet
+            paused = min((words[PAUSED] - paused) // 1000, 0xFFFF)
+            self.journal.note(STALLED, [((now - began) // 1000, when == WHEN_TOOK)], paused)
 
     # ---- life
 
@@ -173,13 +177,13 @@ class Worker:
     def make(self) -> None:
         plan, rng = self.plan, self.rng
         self.at(At.CLAIMING)
-        began = time.monotonic_ns()
+        began, paused = time.monotonic_ns(), self.words[PAUSED]
         slot: Any
         if plan.batch:
             slot = self.buffer.claim_many(rng.randint(1, plan.batch), PATIENCE)
         else:
             slot = self.buffer.claim(PATIENCE)
-        self.waited(began, WHEN_MADE)
+        self.waited(began, paused, WHEN_MADE)
         self.at(At.CLAIMED)
         count = len(slot) if plan.batch else 1
         keys = [key_of(self.instance, self.number + i) for i in range(count)]
@@ -219,7 +223,7 @@ class Worker:
     def take(self) -> None:
         plan, rng = self.plan, self.rng
         self.at(At.ACQUIRING)
-        began = time.monotonic_ns()
+        began, paused = time.monotonic_ns(), self.words[PAUSED]
         slot: Any
         if self.held:  # who keeps items may not wait: the others may be waiting for these
             slot = self.buffer.try_acquire()
@@ -230,7 +234,7 @@ class Worker:
             slot = self.buffer.acquire_many(rng.randint(1, plan.batch), PATIENCE)
         else:
             slot = self.buffer.acquire(PATIENCE)
-        self.waited(began, WHEN_TOOK)
+        self.waited(began, paused, WHEN_TOOK)
         self.at(At.ACQUIRED)
         held = self.look(slot)
         self.journal.note(TAKEN, held.items)
