@@ -13,9 +13,8 @@ SEATS = 32
 WORDS = 16
 
 # words of the whole run, at index 0..WORDS-1
-STOP, EPISODE, QUOTA, PAUSED = range(
-    4
-)  #: PAUSED: microseconds for which the whole machine stood still, see Crowd.pulse()
+STOP, EPISODE, QUOTA = range(3)
+PAUSED = 3  #: microseconds for which the whole machine stood still: Crowd.pulse() counts them
 
 # words of one seat
 PHASE, ORDER, MODE, MADE, TOOK, WAITED, WAITS, STALLS, WHEN_MADE, WHEN_TOOK, FLAGGED, HELD = range(12)
