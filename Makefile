@@ -13,6 +13,7 @@ ASAN_TESTS ?= tests
 FUZZ_SECONDS ?= 600
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+EXAMPLES ?= 2200
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.stamp
@@ -27,7 +28,7 @@ CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
 CFORMATTED := $(CSOURCES) $(wildcard $(addsuffix /*.[ch],tests/c tests/fuzz tests/soak))
 
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-c test-py asan tsan fuzz soak soak-mutants model lint types docs format bench wheel \
+.PHONY: help env build demo test test-c test-py stateful asan tsan fuzz soak soak-mutants model lint types docs format bench wheel \
 	sdist clean distclean FORCE
 
 help: ## this list
@@ -108,6 +109,9 @@ test-c: ## the C tests with gcc and clang: plain, ASan + UBSan, TSan
 
 test-py: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the Python tests (PYTEST_ARGS="-k name -x")
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+stateful: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## 10^5 random steps beside a model of the slots; many minutes (EXAMPLES=500)
+	@SHMTENSOR_STATEFUL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/test_stateful.py
 
 # Run from the build folder, so that children which import from the current directory get the checked build as well.
 asan: ASANLIB = $(CURDIR)/build/asan/lib

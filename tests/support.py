@@ -103,7 +103,7 @@ def leaves_nothing(*, of_others: bool = True) -> Iterator[None]:
 
     if more():
         gc.collect()  # not each time: it takes 0.2 s where torch is loaded
-    assert more() == []
+    assert more() == [], more()
 
 
 @contextlib.contextmanager
