@@ -391,6 +391,7 @@ static int acquire(shmt_segment *seg, request *r, int64_t deadline_ns, shmt_slot
     for (int i = 1; i < rc; i++) {
         int also = describe(seg, r->first + (uint32_t)i, r->words[i], &one);
         bad = also == -EUCLEAN || bad == 0 ? also : bad;
+        first.nbytes = one.nbytes < first.nbytes ? one.nbytes : first.nbytes;
     }
     if (bad == -EUCLEAN) {
         give_back(seg, &first, r->words, (uint32_t)rc);

@@ -175,7 +175,8 @@ bool shmt_slot_is_ours(const shmt_slot *slot);
 int shmt_slot_abort(shmt_segment *seg, const shmt_slot *slot);
 int shmt_slot_abort_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n);
 
-/* Consumer: the oldest published item. The _many forms take 1..n items that lie in consecutive slots. */
+/* Consumer: the oldest published item. The _many forms take 1..n items that lie in consecutive slots; the nbytes of `first`
+ * is then the least of theirs: so much of each of them may be touched. */
 int shmt_slot_try_acquire(shmt_segment *seg, shmt_slot *out);
 int shmt_slot_acquire(shmt_segment *seg, int64_t deadline_ns, shmt_slot *out);
 int shmt_slot_try_acquire_many(shmt_segment *seg, uint32_t n, uint64_t *words, shmt_slot *first);

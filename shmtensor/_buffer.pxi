@@ -247,11 +247,14 @@ cdef class Buffer(Segment):
     cdef shmt_lease *lease_of(self, const shmt_slot *first, const uint64_t *words, uint32_t n) except NULL:
         """A lease on what was just acquired; it keeps the mapping from here on, so the caller's pin goes."""
         cdef shmt_lease *lease = NULL
-        cdef int rc = shmt_lease_take(self.seg, first, words, n, &lease)
+        # Less than the spec's fixed part is a lie, and the rest of a growing slot may never have been reserved.
+        cdef int rc = -_EUCLEAN if first.nbytes < self.item_nbytes else 0
+        if rc == 0:
+            rc = shmt_lease_take(self.seg, first, words, n, &lease)
         if rc < 0:
             shmt_slot_release_many(self.seg, first, words, n)
         self.unpin()
-        check(rc, "leasing a slot")
+        check(rc, "acquiring an item")
         return lease
 
     cdef int lend(self, Slot slot, bint strict) except -1:

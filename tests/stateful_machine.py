@@ -363,7 +363,7 @@ class Machine(RuleBasedStateMachine):
             self.queue.append(Item(self.became(before, READY), arrays))
 
     def states(self) -> list[int]:
-        return [s for s, _ in self.buffers[0]._slot_states()]
+        return [s for s, *_ in self.buffers[0]._slot_states()]
 
     def became(self, before: list[int], state: int) -> int:
         (index,) = [i for i, (was, now) in enumerate(zip(before, self.states(), strict=True)) if was != now]
@@ -656,7 +656,7 @@ class Machine(RuleBasedStateMachine):
         seen["steps"] += 1
         self.count += 1
         found = self.buffers[0]._slot_states()
-        for i, ((state, owner), (want, whose)) in enumerate(zip(found, self.expected(), strict=True)):
+        for i, ((state, owner, _), (want, whose)) in enumerate(zip(found, self.expected(), strict=True)):
             assert (state, owner if whose is not None else None) == (want, whose), f"slot {i}: {found}"
         self.check_views()
 

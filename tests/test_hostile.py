@@ -45,7 +45,7 @@ def nbytes_at(slot: int) -> int:
 
 
 def data_at(buffer: st.TensorBuffer, slot: int) -> int:
-    first = struct.unpack("<Q", os.pread(buffer._fd, 8, 56))[0]  # geometry.data_offset
+    first = struct.unpack("<Q", os.pread(buffer._fd, 8, 64))[0]  # geometry.data_offset
     return int(first) + slot * int(buffer._info["slot_stride"])
 
 
