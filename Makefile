@@ -11,6 +11,9 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 PYTEST_ARGS ?=
 ASAN_TESTS ?= tests
 FUZZ_SECONDS ?= 600
+# Those that build programs of their own, or none at all, reach nothing that counts.
+COVERAGE_TESTS ?= $(filter-out $(addprefix tests/test_,crash.py lint.py docs.py readme.py typing.py demo.py fuzz.py soak.py model.py),\
+	$(sort $(wildcard tests/test_*.py)))
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 EXAMPLES ?= 2200
@@ -28,8 +31,8 @@ CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
 CFORMATTED := $(CSOURCES) $(wildcard $(addsuffix /*.[ch],tests/c tests/fuzz tests/soak))
 
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-c test-py stateful asan tsan fuzz soak soak-mutants model lint types docs format bench wheel \
-	sdist clean distclean FORCE
+.PHONY: help env build demo test test-c test-py coverage stateful asan tsan fuzz soak soak-mutants model lint types docs format bench \
+	wheel sdist clean distclean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,7 +42,8 @@ help: ## this list
 	@echo "  VENV=$(VENV)  the virtual environment"
 	@echo "  CONSTRAINTS=$(CONSTRAINTS)  versions for every install"
 	@echo "  TORCH=$(TORCH)  0 leaves torch out; the tests that need it are then skipped"
-	@echo "  PYTEST_ARGS, ASAN_TESTS, BENCH_ARGS, FUZZ_SECONDS, SOAK_ARGS, JOBS; COMPILERS, VARIANTS, TESTS (see tests/c/Makefile)"
+	@echo "  PYTEST_ARGS, ASAN_TESTS, COVERAGE_TESTS, BENCH_ARGS, FUZZ_SECONDS, SOAK_ARGS, JOBS"
+	@echo "  COMPILERS, VARIANTS, TESTS (see tests/c/Makefile)"
 
 # ---- The environment --------------------------------------------------------------------------------------------
 
@@ -125,6 +129,19 @@ asan: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the C tests and ASAN_TESTS of th
 	$(BIN)/python -c 'import shmtensor._core as c; assert "build/asan" in c.__file__, c.__file__' && \
 	$(BIN)/python -m pytest -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
 		$(addprefix $(CURDIR)/,$(ASAN_TESTS)) $(PYTEST_ARGS)
+
+# Run from the build folder, as asan is. sitecustomize.py in tests/coverage makes forked children count.
+coverage: COVLIB = $(CURDIR)/build/coverage/lib
+coverage: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## branch coverage of csrc by C and Python tests; names each gap
+	@if test -d build; then find build -name '*.gcda' -delete; fi
+	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test COMPILERS=gcc VARIANTS=coverage
+	@CC=gcc LDSHARED="gcc -shared" SHMTENSOR_COVERAGE=1 $(BIN)/python setup.py --quiet build \
+		--build-base build/coverage --build-lib $(COVLIB)
+	@cd $(COVLIB) && export PYTHONPATH=$(COVLIB):$(CURDIR)/tests/coverage && \
+	$(BIN)/python -c 'import shmtensor._core as c; assert "build/coverage" in c.__file__, c.__file__' && \
+	$(BIN)/python -m pytest -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+		$(addprefix $(CURDIR)/,$(COVERAGE_TESTS)) $(PYTEST_ARGS)
+	@$(BIN)/python tests/coverage/report.py build/c/gcc-coverage build/coverage
 
 tsan: ## the C tests under TSan
 	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test VARIANTS=tsan

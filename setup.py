@@ -13,19 +13,21 @@ from setuptools import Extension, setup
 
 cflags = ["-std=c11", "-O3", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 ldflags = ["-pthread"]
+helpers = []
 if sanitizers := os.environ.get("SHMTENSOR_SANITIZE"):
     checks = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]
     cflags += checks
     ldflags += checks
 if os.environ.get("SHMTENSOR_COVERAGE") == "1":
-    cflags += ["--coverage", "-O0", "-g"]
+    cflags += ["--coverage", "-O0", "-g", "-fprofile-update=atomic"]
     ldflags += ["--coverage"]
+    helpers = ["tests/coverage/dump.c"]
 
 
 def extension(name, csources):
     return Extension(
         f"shmtensor.{name}",
-        [f"shmtensor/{name}.pyx", *csources],
+        [f"shmtensor/{name}.pyx", *csources, *helpers],
         # Without the headers here an edit to one rebuilds nothing, and the sdist lacks them.
         depends=["setup.py", *sorted(glob("csrc/*.[ch]") + glob("shmtensor/*.px[di]"))],
         include_dirs=["csrc", numpy.get_include()],

@@ -36,22 +36,20 @@ int shmt_geometry_place(shmt_geometry *geo) {
     while (geo->deaths > 0 && geo->deaths < SHMT_DEATHS_MAX && geo->deaths < geo->slots + SHMT_DEATHS_MIN) {
         geo->deaths *= 2;
     }
-    shmt_round_up(&at, SHMT_LINE); /* cannot overflow either */
+    at = shmt_round_up(at, SHMT_LINE);
     geo->deaths_offset = at;
     at += geo->deaths * sizeof(shmt_death_cell);
     geo->meta_offset = at;
     at += geo->meta_nbytes;
     uint64_t unit = geo->flags & SHMT_HUGE_PAGES ? HUGE_PAGE : SHMT_PAGE;
-    shmt_round_up(&at, unit); /* cannot overflow: all of the above is below 2^24 */
-    geo->data_offset = at;
-    uint64_t data = geo->slot_nbytes;
-    if (geo->slots > 0 && __builtin_mul_overflow((uint64_t)geo->slots, geo->slot_stride, &data)) {
+    geo->data_offset = shmt_round_up(at, unit);
+    /* No overflow of 64 bits: all of the above is below 2^24, and there are less than 2^16 slots of at most 2^46 bytes. */
+    uint64_t data = geo->slots > 0 ? geo->slots * geo->slot_stride : geo->slot_nbytes;
+    uint64_t total = shmt_round_up(geo->data_offset + data, unit);
+    if (total > SHMT_NBYTES_MAX) {
         return -EOVERFLOW;
     }
-    if (__builtin_add_overflow(at, data, &at) || !shmt_round_up(&at, unit) || at > SHMT_NBYTES_MAX) {
-        return -EOVERFLOW;
-    }
-    geo->total_nbytes = at;
+    geo->total_nbytes = total;
     return 0;
 }
 
@@ -92,10 +90,7 @@ int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo) {
         bool pages = grow || stride >= SHMT_PAGE / 2 || shmt_debug_wanted(); /* debug.c closes them one by one */
         uint64_t natural = pages ? SHMT_PAGE : SHMT_PAIR;
         stride += stride == 0;
-        if (!shmt_round_up(&stride, unit > natural ? unit : natural)) {
-            return -EOVERFLOW;
-        }
-        geo->slot_stride = stride;
+        geo->slot_stride = shmt_round_up(stride, unit > natural ? unit : natural); /* of at most 2^46 bytes */
     }
     int rc = shmt_geometry_place(geo);
     while (rc == -EOVERFLOW && shmt_geometry_shrink(geo)) {

@@ -102,11 +102,10 @@ static int try_claim(shmt_segment *seg, void *arg, shmt_effort effort) {
  * If there is a hole, the size is a lie, and touching it would be SIGBUS or the OOM killer. */
 static int prove(shmt_segment *seg, uint32_t index, uint64_t nbytes) {
     uint64_t have = seg->mapped[index];
-    uint64_t want = nbytes;
     if (nbytes > seg->geo.slot_stride) {
         return -EUCLEAN;
     }
-    shmt_round_up(&want, SHMT_PAGE);
+    uint64_t want = shmt_round_up(nbytes, SHMT_PAGE);
     int rc = shmt_memory_present(seg->fd, seg->geo.data_offset + index * seg->geo.slot_stride, have, want);
     if (rc == 0) {
         rc = shmt_memory_populate(shmt_payload(seg, index), want);
@@ -172,13 +171,12 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
         return -ESTALE;
     }
     uint64_t have = shmt_touchable(seg, slot->index);
-    if (nbytes > seg->geo.slot_stride || (nbytes > have && !(seg->geo.flags & SHMT_GROW))) {
+    if (nbytes > seg->geo.slot_stride) {
         return -EMSGSIZE;
     }
-    if (nbytes > have) {
+    if (nbytes > have) { /* so it can grow: all of another kind of slot is touchable */
         /* An eighth more than asked for: sizes that creep up do not pay a system call each time. */
-        uint64_t want = nbytes + nbytes / 8;
-        shmt_round_up(&want, 16 * SHMT_PAGE);
+        uint64_t want = shmt_round_up(nbytes + nbytes / 8, 16 * SHMT_PAGE);
         want = want < seg->geo.slot_stride ? want : seg->geo.slot_stride;
         uint64_t from = have - have % SHMT_PAGE; /* killed after fallocate, the next owner does it again: no harm */
         uint64_t offset = seg->geo.data_offset + slot->index * seg->geo.slot_stride;

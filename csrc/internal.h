@@ -79,12 +79,10 @@ static inline bool shmt_debug_wanted(void) {
     return value && *value && strcmp(value, "0") != 0;
 }
 
-static inline int shmt_round_up(uint64_t *value, uint64_t unit) {
-    if (__builtin_add_overflow(*value, unit - 1, value)) {
-        return 0;
-    }
-    *value -= *value % unit;
-    return 1;
+/* Of sizes below 2^63, which is far more than any that passed shmt_geometry_place(). */
+static inline uint64_t shmt_round_up(uint64_t value, uint64_t unit) {
+    value += unit - 1;
+    return value - value % unit;
 }
 
 /* ---- memory.c: reserve before touching ---------------------------------------------------------------------------- */

@@ -105,14 +105,14 @@ static int group_left(const char *dir, bool v2, uint64_t *left) {
 static int groups_left(const char *mount, const char *path, bool v2, uint64_t *left) {
     char dir[560];
     int n = snprintf(dir, sizeof dir, "%s%s", mount, path);
-    if (n < 0 || (size_t)n >= sizeof dir) {
+    if ((size_t)n >= sizeof dir) {
         return 0;
     }
     size_t root = strlen(mount);
     for (;;) {
         int rc = group_left(dir, v2, left);
-        char *slash = strrchr(dir, '/');
-        if (rc < 0 || !slash || (size_t)(slash - dir) < root) {
+        char *slash = strrchr(dir, '/'); /* the mount begins with one */
+        if (rc < 0 || (size_t)(slash - dir) < root) {
             return rc;
         }
         *slash = '\0';

@@ -28,7 +28,7 @@ int shmt_name_path(const char *name, char *path, size_t size) {
         }
     }
     int n = snprintf(path, size, SHMT_DIR SHMT_FILE_PREFIX "%s", name);
-    return n > 0 && (size_t)n < size ? 0 : -ENAMETOOLONG;
+    return (size_t)n < size ? 0 : -ENAMETOOLONG;
 }
 
 /* statx and not fstat: the latter's symbol would raise the glibc that a wheel needs to 2.33. */

@@ -55,7 +55,7 @@ void shmt_registry_remove(shmt_segment *seg) {
     pthread_mutex_lock(&mutex);
     if (seg->prev) {
         seg->prev->next = seg->next;
-    } else if (first == seg) {
+    } else {
         first = seg->next;
     }
     if (seg->next) {

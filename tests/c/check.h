@@ -50,6 +50,16 @@
 #endif
 #define SANITIZED (UNDER_TSAN || UNDER_ASAN)
 
+/* What a child has reached counts too, unless it is killed. */
+#ifdef COVERAGE
+extern void __gcov_dump(void);
+static inline void exit_counted(int status) {
+    __gcov_dump();
+    _exit(status);
+}
+#define _exit exit_counted
+#endif
+
 /* How often to repeat what races: a sanitizer slows it down by about these factors. */
 #define TIMES(n) ((n) / (UNDER_TSAN ? 10 : UNDER_ASAN ? 4 : 1))
 

@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -24,6 +25,7 @@ static struct {
     bool armed, and_after, heap;
     unsigned fail, calls;
     int error;
+    const char *only;                          /* calls of this kind fail, each; NULL: by number */
     const char *what;                          /* the first call that failed */
     void (*after)(int fd, int cmd, void *arg); /* called after each successful fcntl() */
 } faults;
@@ -32,10 +34,17 @@ void faults_arm(unsigned fail, int error, bool and_after) {
     faults.fail = fail;
     faults.error = error;
     faults.and_after = and_after;
+    faults.only = NULL;
     faults.calls = 0;
     faults.what = "nothing";
     faults.heap = false;
     __atomic_store_n(&faults.armed, true, __ATOMIC_SEQ_CST);
+}
+
+/* Every call of one kind fails, as on a kernel that does not know it. */
+void faults_arm_only(const char *what, int error) {
+    faults_arm(0, error, false);
+    faults.only = what;
 }
 
 unsigned faults_disarm(void) {
@@ -61,6 +70,10 @@ static bool faulty(const char *what, const void *caller) {
 #else
     (void)caller;
 #endif
+    if (faults.only) {
+        errno = faults.error;
+        return strcmp(what, faults.only) == 0 && ++faults.calls > 0;
+    }
     unsigned call = ++faults.calls;
     if (call == faults.fail || (faults.and_after && call > faults.fail)) {
         faults.what = call == faults.fail ? what : faults.what;
@@ -183,6 +196,19 @@ DIR *opendir(const char *path) {
     NEXT(opendir)
     return FAULTY(opendir) ? NULL : next(path);
 }
+
+int sched_getaffinity(pid_t pid, size_t n, cpu_set_t *set) {
+    memset(set, 0, n);
+    return FAULTY(sched_getaffinity) || call(SYS_sched_getaffinity, pid, (long)n, (long)set, 0, 0, 0) < 0 ? -1 : 0;
+}
+
+#ifndef FAULTS_OF /* an extension module brings its own */
+int __register_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void), void *object);
+
+int pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void)) {
+    return FAULTY(pthread_atfork) ? errno : __register_atfork(prepare, parent, child, NULL);
+}
+#endif
 
 #ifndef FAULTS_KEEP_HEAP /* a sanitizer's own would be passed by */
 void *__libc_malloc(size_t n);

@@ -117,6 +117,9 @@ static void shrinking(void) {
     CHECK(times >= 20 && geo.slot_stride < 32768);
     geo = plan((shmt_config){.slots = 4, .slot_nbytes = 10000});
     CHECK(!shmt_geometry_shrink(&geo)); /* these do not grow */
+    geo = plan((shmt_config){.slots = 4, .slot_stride = 16384, .flags = SHMT_GROW});
+    CHECK(shmt_geometry_shrink(&geo) && shmt_geometry_shrink(&geo) && !shmt_geometry_shrink(&geo));
+    CHECK_EQ(geo.slot_stride, SHMT_PAGE); /* and not to nothing at all */
     geo = plan((shmt_config){.slots = 0, .slot_nbytes = 10000, .flags = SHMT_GROW});
     CHECK(!shmt_geometry_shrink(&geo));
     /* More than any address space holds: as far as it can be counted. */

@@ -134,11 +134,29 @@ static void what_cannot_be_read_limits_nothing(void) {
     CHECK(shmt_memory_left() > (UINT64_C(1) << 62));
     write_file("/proc/meminfo", "MemTotal: 5 kB");
     CHECK(shmt_memory_left() > (UINT64_C(1) << 62));
+    write_file("/proc/meminfo", "MemAvailable: -5 kB\n");
+    CHECK(shmt_memory_left() > (UINT64_C(1) << 62));
+    write_file("/proc/meminfo", "MemAvailable: 5x\n");
+    CHECK_EQ(shmt_memory_left(), 5 * 1024);
     char longest[1000] = "0::/";
     memset(longest + 4, 'a', 800);
     fresh(longest);
     group("", true, "1000000\n", "5\n", NULL);
     CHECK_EQ(shmt_memory_left(), machine);
+}
+
+/* Of a file that is longer than anybody expects the beginning counts. */
+static void a_long_file(void) {
+    static char stat[20000];
+    memset(stat, '\n', sizeof stat - 1);
+    memcpy(stat, "inactive_file 1000\n", 19);
+    fresh("0::/a\n");
+    group("/a", true, "1000000\n", "5000\n", stat);
+    CHECK_EQ(shmt_memory_left(), 996000);
+    memset(stat, '\n', 19);
+    memcpy(stat + 19000, "inactive_file 1000\n", 19);
+    group("/a", true, "1000000\n", "5000\n", stat);
+    CHECK_EQ(shmt_memory_left(), 995000);
 }
 
 static void more_than_a_group_has_left_is_refused(void) {
@@ -213,5 +231,6 @@ static void no_folder(void) {
 }
 
 TESTS(TEST(a_folder), TEST(without_groups), TEST(the_unified_hierarchy), TEST(the_older_hierarchy),
-      TEST(in_a_container), TEST(what_cannot_be_read_limits_nothing), TEST(more_than_a_group_has_left_is_refused),
-      TEST(growth_ends_before_the_group_does), TEST(out_of_descriptors), TEST(no_folder))
+      TEST(in_a_container), TEST(what_cannot_be_read_limits_nothing), TEST(a_long_file),
+      TEST(more_than_a_group_has_left_is_refused), TEST(growth_ends_before_the_group_does), TEST(out_of_descriptors),
+      TEST(no_folder))

@@ -300,6 +300,19 @@ static void every_size_in_a_growing_slot(void) {
         CHECK(n == 0 || (out.data[0] == (uint8_t)i && out.data[n - 1] == (uint8_t)i));
         CHECK_EQ(shmt_slot_release(peer, &out), 0);
     }
+    /* What one has grown another need only look at; nor does the figure go back. */
+    shmt_segment *late = peer_of(seg);
+    shmt_slot slot;
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(shmt_slot_reserve(seg, &slot, 3 << 20), 0);
+    CHECK_EQ(shmt_slot_abort(seg, &slot), 0);
+    uint64_t reserved = stats_of(seg).reserved_nbytes;
+    CHECK_EQ(shmt_slot_try_claim(late, &slot), 0);
+    CHECK_EQ(shmt_slot_reserve(late, &slot, 1 << 20), 0);
+    memset(slot.data, 1, 1 << 20);
+    CHECK_EQ(shmt_slot_abort(late, &slot), 0);
+    CHECK_EQ(stats_of(seg).reserved_nbytes, reserved);
+    shmt_segment_drop(late);
     shmt_segment_drop(peer);
     shmt_segment_drop(seg);
 }
@@ -551,6 +564,65 @@ static void a_producer_whose_only_consumer_has_died(void) {
     shmt_segment_drop(seg);
 }
 
+/* All consumers are gone, but a slot is being written, or one who has closed still looks at it: only the latter is nothing
+ * to wait for. */
+static void what_may_yet_be_given_back(void) {
+    for (int kept = 0; kept < 2; kept++) {
+        shmt_segment *seg = make_producers(0), *writer = peer_of(seg), *reader = peer_of(seg);
+        shmt_slot slot, written;
+        shmt_lease *lease = NULL;
+        put(seg, 1);
+        if (kept) {
+            CHECK_EQ(shmt_slot_try_acquire(reader, &slot), 0);
+            CHECK_EQ(shmt_lease_take(reader, &slot, &slot.word, 1, &lease), 0);
+        } else {
+            CHECK_EQ(get_tag(reader), 1);
+        }
+        CHECK_EQ(shmt_slot_try_claim(writer, &written), 0);
+        shmt_segment_close(reader);
+        shmt_segment_drop(reader);
+        fill(seg);
+        CHECK_EQ(shmt_slot_claim(seg, after_ms(120), &slot), -ETIMEDOUT);
+        CHECK_EQ(shmt_slot_publish(writer, &written, 8, 5), 0);
+        CHECK_EQ(shmt_slot_claim(seg, after_ms(5000), &slot), -EOWNERDEAD);
+        if (kept) {
+            shmt_lease_drop(lease);
+        }
+        shmt_segment_drop(writer);
+        shmt_segment_drop(seg);
+    }
+}
+
+/* Words that lie about who holds a slot keep a wait a wait. */
+static void corrupt_owners(void) {
+    shmt_segment *seg = make_producers(0), *reader = peer_of(seg);
+    shmt_slot slot;
+    put(seg, 1);
+    CHECK_EQ(get_tag(reader), 1);
+    shmt_segment_drop(reader);
+    fill(seg);
+    const uint64_t was = word_of(seg, 0);
+    const uint32_t owners[] = {4095, seg->geo.members + 1, shmt_member_id(seg), 0};
+    for (size_t i = 0; i < sizeof owners / sizeof *owners; i++) {
+        CHECK_EQ(shmt_slots_change(seg, 0, word_of(seg, 0), shmt_word(SHMT_READING, owners[i], 5)), 0);
+        CHECK_EQ(shmt_slot_claim(seg, after_ms(1), &slot), -ETIMEDOUT);
+    }
+    CHECK_EQ(shmt_slots_change(seg, 0, word_of(seg, 0), was), 0);
+    CHECK_EQ(shmt_slot_claim(seg, after_ms(5000), &slot), -EOWNERDEAD);
+    shmt_segment_drop(seg);
+
+    seg = make_producers(0); /* published by somebody who has yet to push it: it will come */
+    act_and_die(seg, produce_one);
+    CHECK_EQ(shmt_reclaim(seg), 1);
+    CHECK_EQ(get_tag(seg), 7);
+    uint64_t free_word = word_of(seg, 0);
+    CHECK_EQ(shmt_slots_change(seg, 0, free_word, shmt_word(SHMT_READY, 0, 9)), 0);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(1), &slot), -ETIMEDOUT);
+    CHECK_EQ(shmt_slots_change(seg, 0, word_of(seg, 0), free_word), 0);
+    CHECK_EQ(shmt_slot_acquire(seg, after_ms(1), &slot), -EOWNERDEAD);
+    shmt_segment_drop(seg);
+}
+
 /* A producer that becomes a consumer too, stopped anywhere in its first acquire: it is alive, and will free a slot. */
 static shmt_segment *turning;
 
@@ -668,4 +740,5 @@ TESTS(TEST(one_item), TEST(what_is_done_twice_is_refused_and_changes_nothing), T
       TEST(a_consumer_whose_only_producer_has_died), TEST(who_may_still_produce_is_waited_for),
       TEST(a_producer_that_fails_counts_as_dead), TEST(an_expected_producer_that_dies_is_no_end),
       TEST(a_producer_whose_only_consumer_has_died), TEST(a_producer_that_turns_consumer),
-      TEST(the_end_does_not_hide_a_redelivery), TEST(nothing_is_lost_at_the_end))
+      TEST(what_may_yet_be_given_back), TEST(corrupt_owners), TEST(the_end_does_not_hide_a_redelivery),
+      TEST(nothing_is_lost_at_the_end))

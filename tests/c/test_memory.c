@@ -4,8 +4,9 @@
 
 static struct {
     uint64_t calls, nbytes, largest, next_offset;
-    uint64_t fail_call; /* the call that fails, from 1; 0: none */
-    uint64_t too_long;  /* calls for more than this are interrupted, each; 0: none */
+    uint64_t fail_call;     /* the call that fails, from 1; 0: none */
+    uint64_t interruptions; /* so many calls are interrupted first */
+    uint64_t too_long;      /* calls for more than this are interrupted, each; 0: none */
     int fail_errno;
     bool contiguous, pretend;
 } fake;
@@ -22,7 +23,8 @@ int fallocate(int fd, int mode, off_t offset, off_t nbytes) {
         return -1;
     }
     uint64_t n = (uint64_t)nbytes;
-    if (fake.too_long > 0 && n > fake.too_long) {
+    if ((fake.too_long > 0 && n > fake.too_long) || fake.interruptions > 0) {
+        fake.interruptions -= fake.interruptions > 0;
         errno = EINTR;
         return -1;
     }
@@ -117,6 +119,11 @@ static void a_timer_starves_nobody(void) {
     CHECK(fake.contiguous);
     CHECK_EQ(fake.nbytes, 200 * MIB);
     CHECK(fake.largest >= 65536 && fake.calls < 3300);
+    fake_reset(true);
+    fake.interruptions = 30; /* halves end at 64 KiB */
+    CHECK_EQ(shmt_memory_reserve(-1, 0, MIB), 0);
+    CHECK_EQ(fake.nbytes, MIB);
+    CHECK_EQ(fake.largest, 65536);
 }
 
 static void errors_come_back_as_they_are(void) {
@@ -208,6 +215,25 @@ static void a_failed_creation_leaves_nothing(void) {
         }
     }
     fake_reset(false);
+}
+
+/* What a peer says of a slot's size is looked up in the file. */
+static void what_is_not_there_is_not_present(void) {
+    int fd = memory_file(4 * MIB);
+    fake_reset(false);
+    CHECK_EQ(shmt_memory_reserve(fd, MIB, MIB), 0);
+    CHECK_EQ(shmt_memory_populate(NULL, 0), 0);
+    uint8_t *at = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(at != MAP_FAILED);
+    memset(at + MIB, 1, MIB);
+    CHECK_EQ(shmt_memory_present(fd, MIB, 0, MIB), 0);
+    CHECK_EQ(shmt_memory_present(fd, MIB, 4096, MIB), 0);
+    CHECK_EQ(shmt_memory_present(fd, MIB, 0, MIB + 1), -EUCLEAN);
+    CHECK_EQ(shmt_memory_present(fd, 0, 0, 1), -EUCLEAN);
+    CHECK_EQ(shmt_memory_present(fd, 4 * MIB, 0, 1), -EUCLEAN); /* beyond the file */
+    munmap(at, 4 * MIB);
+    close(fd);
+    CHECK_EQ(shmt_memory_present(fd, 0, 0, 1), -EBADF);
 }
 
 static void a_slot_that_cannot_grow_stays_usable(void) {
@@ -331,5 +357,5 @@ TESTS(TEST(memory_left_is_plausible), TEST(clock_goes_forward), TEST(reserve_all
       TEST(reserve_goes_in_chunks), TEST(an_interrupted_chunk_is_tried_again), TEST(a_timer_starves_nobody),
       TEST(errors_come_back_as_they_are), TEST(more_than_is_left_is_refused_untouched), TEST(a_margin_stays),
       TEST(many_small_slots_are_refused_together), TEST(a_failed_creation_leaves_nothing),
-      TEST(a_slot_that_cannot_grow_stays_usable), TEST(populate_keeps_what_is_there),
-      TEST(populate_beyond_the_file_is_an_error), TEST(a_full_dev_shm))
+      TEST(what_is_not_there_is_not_present), TEST(a_slot_that_cannot_grow_stays_usable),
+      TEST(populate_keeps_what_is_there), TEST(populate_beyond_the_file_is_an_error), TEST(a_full_dev_shm))

@@ -344,6 +344,48 @@ static void a_reclaimer_that_died_half_way(void) {
 }
 
 /* Taken for dead though alive (its lock was closed under it): its leases are lost, and nobody's item is touched. */
+static void holds_two_readings(shmt_segment *seg) {
+    get(seg);
+    get(seg);
+}
+
+static void holds_two_ready(shmt_segment *seg) {
+    holds_ready(seg);
+    holds_ready(seg);
+}
+
+/* Words that no step of ours leaves: a free slot that has an owner, and a ring that has no room. */
+static void corrupt_words_of_the_dead(void) {
+    for (int f = 0; f < N_WRAPS; f++) {
+        shmt_segment *seg = make(4, 0, firsts[f]);
+        pid_t pid = start_holder(seg, holds_writing);
+        uint64_t free_of_the_dead = shmt_word(SHMT_FREE, slot_of(seg, 0).owner, slot_of(seg, 0).gen);
+        CHECK_EQ(shmt_slots_change(seg, 0, word_of(seg, 0), free_of_the_dead), 0);
+        kill_child(pid);
+        CHECK_EQ(shmt_reclaim(seg), 1);
+        CHECK_EQ(word_of(seg, 0), (int64_t)free_of_the_dead);
+        shmt_segment_drop(seg);
+
+        static void (*const held[])(shmt_segment *) = {holds_two_readings, holds_two_ready};
+        for (int h = 0; h < 2; h++) {
+            seg = make(4, 0, firsts[f]);
+            put(seg, 1);
+            put(seg, 2);
+            pid = start_holder(seg, held[h]);
+            while (shmt_order_push(seg, 3, 9) == 0) { /* stale cells, one after the other */
+            }
+            kill_child(pid);
+            CHECK_EQ(shmt_reclaim(seg), -EUCLEAN);
+            shmt_slot slot;
+            while (shmt_slot_try_acquire(seg, &slot) == 0) { /* passes the stale ones over: there is room again */
+                CHECK_EQ(shmt_slot_release(seg, &slot), 0);
+            }
+            CHECK_EQ(stats_of(seg).writing, 0);
+            shmt_segment_drop(seg);
+        }
+    }
+}
+
 static void who_was_taken_for_dead_changes_nothing(void) {
     shmt_segment *seg = make(2, 0, 0), *peer = peer_of(seg);
     shmt_slot writing, reading, other;
@@ -538,4 +580,4 @@ TESTS(TEST(an_item_in_the_making_is_given_up), TEST(a_published_item_that_the_ri
       TEST(a_reclaimer_that_died_half_way), TEST(who_was_taken_for_dead_changes_nothing),
       TEST(a_producer_dies_anywhere), TEST(a_consumer_dies_anywhere), TEST(a_consumer_dies_anywhere_with_drop),
       TEST(one_who_requeues_dies_anywhere), TEST(a_reclaimer_dies_anywhere), TEST(a_member_dies_while_it_joins),
-      TEST(a_member_dies_while_it_leaves))
+      TEST(corrupt_words_of_the_dead), TEST(a_member_dies_while_it_leaves))

@@ -206,6 +206,46 @@ static void b_drops(stopped *a, bool killed) {
 /* Of two who leave at once one must find himself the last: else the name stays until somebody sweeps. */
 static void two_leave_at_once(void) { at_each_call(b_creates_before, a_attaches, a_drops, b_drops); }
 
+static void *removes_soon(void *path) {
+    sleep_ms(4);
+    CHECK_EQ(unlink(path), 0);
+    return NULL;
+}
+
+/* Whoever holds byte 0 is waited for a while; when the name is gone, so is the wait. */
+static void what_somebody_else_removes_is_gone(void) {
+    char path[300];
+    pthread_t thread;
+    int fd = -1;
+    next_name();
+    mine = create();
+    CHECK_EQ(shmt_name_path(name, path, sizeof path), 0);
+    CHECK_EQ(shmt_name_open(path, &fd), 0);
+    struct flock byte = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
+    CHECK_EQ(fcntl(fd, F_OFD_SETLK, &byte), 0);
+    int64_t begin = shmt_now_ns();
+    CHECK_EQ(shmt_segment_unlink(mine), -EBUSY);
+    CHECK(shmt_now_ns() - begin >= 10 * MS);
+    bool gone = false;
+    for (int turn = 0; turn < 20 && !gone; turn++) { /* our patience may end first where the machine is busy */
+        CHECK_EQ(pthread_create(&thread, NULL, removes_soon, path), 0);
+        int rc = shmt_segment_unlink(mine);
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+        CHECK(rc == -ENOENT || rc == -EBUSY);
+        CHECK(!name_exists(name));
+        gone = rc == -ENOENT;
+        shmt_segment_drop(mine);
+        mine = create();
+        close(fd);
+        CHECK_EQ(shmt_name_open(path, &fd), 0);
+        CHECK_EQ(fcntl(fd, F_OFD_SETLK, &byte), 0);
+    }
+    CHECK(gone);
+    close(fd);
+    shmt_segment_drop(mine);
+    CHECK(!name_exists(name));
+}
+
 /* ---- coming while somebody removes ----------------------------------------------------------------------------------------- */
 
 static void a_attaches_if_it_can(void) {
@@ -386,5 +426,6 @@ static void a_dev_shm_of_our_own(void) {
 
 TESTS(TEST(a_dev_shm_of_our_own), TEST(an_unlink_takes_no_other_segments_name),
       TEST(the_last_one_out_takes_no_other_segments_name), TEST(a_sweep_takes_no_other_segments_name),
-      TEST(two_leave_at_once), TEST(whoever_attaches_is_in_a_segment_with_a_name), TEST(whoever_creates_has_the_name),
-      TEST(two_sweeps_at_once), TEST(many_under_one_name))
+      TEST(two_leave_at_once), TEST(what_somebody_else_removes_is_gone),
+      TEST(whoever_attaches_is_in_a_segment_with_a_name), TEST(whoever_creates_has_the_name), TEST(two_sweeps_at_once),
+      TEST(many_under_one_name))

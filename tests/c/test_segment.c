@@ -688,6 +688,53 @@ static void no_core_dump_and_huge_pages(void) {
 }
 
 /* Without slots there is no hand-off: the verbs say so and do nothing else. */
+/* A named file cannot be sealed: somebody punched a hole into what was reserved. Nothing of it is touched. */
+static void a_file_with_a_hole(void) {
+    const char *name = fresh_name();
+    shmt_segment *seg = make_config((shmt_config){.name = name, .slot_nbytes = 100000, .slots = 2}), *other = NULL;
+    const shmt_info *info = shmt_segment_info(seg);
+    CHECK_EQ(shmt_segment_attach(name, &other), 0);
+    shmt_segment_drop(other);
+    other = NULL;
+    off_t at = (off_t)(info->total_nbytes - 8192);
+    CHECK_EQ(fallocate(info->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, 4096), 0);
+    CHECK_EQ(shmt_segment_attach(name, &other), -EUCLEAN);
+    CHECK(other == NULL);
+    shmt_segment_drop(seg);
+    CHECK(!name_exists(name));
+}
+
+/* Beyond the limit ftruncate() would send a signal, which ends whoever does not ignore it. */
+static void a_limited_file_size(void) {
+    pid_t pid = start_child();
+    if (pid == 0) {
+        struct rlimit limit = {.rlim_cur = 1 << 20, .rlim_max = RLIM_INFINITY};
+        CHECK_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+        int fds = count_fds(NULL);
+        shmt_segment *seg = NULL;
+        shmt_config config = {.slot_nbytes = 200 << 10, .slots = 6, .members = 4};
+        CHECK_EQ(shmt_segment_create(&config, &seg), -EFBIG);
+        CHECK(seg == NULL && count_fds(NULL) == fds);
+        config.slot_stride = 1 << 20; /* what can grow grows less far */
+        config.slots = 2;
+        config.flags = SHMT_GROW;
+        CHECK_EQ(shmt_segment_create(&config, &seg), 0);
+        CHECK(shmt_segment_info(seg)->flags & SHMT_SHRUNK);
+        CHECK(shmt_segment_info(seg)->total_nbytes <= 1 << 20);
+        put(seg, 1);
+        CHECK_EQ(get_tag(seg), 1);
+        shmt_segment_drop(seg);
+        config.slot_stride = 256 << 10;
+        CHECK_EQ(shmt_segment_create(&config, &seg), 0);
+        CHECK(!(shmt_segment_info(seg)->flags & SHMT_SHRUNK));
+        shmt_segment_drop(seg);
+        config.flags |= SHMT_SHRUNK; /* not for others to say */
+        CHECK_EQ(shmt_segment_create(&config, &seg), -EINVAL);
+        _exit(0);
+    }
+    child_ok(pid);
+}
+
 static void a_plain_segment(void) {
     shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 12345}), *other = NULL;
     const shmt_info *info = shmt_segment_info(seg);
@@ -712,6 +759,13 @@ static void a_plain_segment(void) {
     }
     child_ok(pid);
     shmt_segment_drop(seg);
+    seg = make_config(
+        (shmt_config){.slot_nbytes = 12345, .flags = SHMT_GROW | SHMT_PREFAULT}); /* what has no slots is whole */
+    memset((void *)(uintptr_t)shmt_segment_info(seg)->data, 8, 12345);
+    CHECK_EQ(shmt_segment_attach_fd(shmt_segment_info(seg)->fd, &other), 0);
+    CHECK_EQ(shmt_segment_info(other)->data[12344], 8);
+    shmt_segment_drop(other);
+    shmt_segment_drop(seg);
     seg = make_config((shmt_config){.slot_nbytes = 0}); /* of nothing at all */
     CHECK_EQ(shmt_segment_info(seg)->slots, 0);
     shmt_segment_drop(seg);
@@ -726,4 +780,4 @@ TESTS(TEST(what_was_asked_for_is_what_one_gets), TEST(an_anonymous_file_is_seale
       TEST(a_file_of_the_wrong_size_or_kind), TEST(a_flag_that_lies_fills_no_sparse_file), TEST(random_headers),
       TEST(two_descriptors_each_and_none_afterwards), TEST(closing_twice_and_what_still_works),
       TEST(a_slot_that_is_left_behind_is_reclaimed), TEST(prefault_within_bounds), TEST(no_core_dump_and_huge_pages),
-      TEST(a_plain_segment))
+      TEST(a_plain_segment), TEST(a_file_with_a_hole), TEST(a_limited_file_size))

@@ -99,6 +99,7 @@ static void a_timeout_is_as_long_as_was_asked(void) {
     pool p = {0};
     CHECK_EQ(shmt_event_wait(seg, &seg->header->ready_event, -5, take_token, &p, on_slice), -ETIMEDOUT);
     CHECK_EQ(shmt_event_wait(seg, &seg->header->ready_event, INT64_MIN, take_token, &p, on_slice), -ETIMEDOUT);
+    CHECK_EQ(shmt_event_wait(seg, &seg->header->ready_event, after_ms(120), take_token, &p, NULL), -ETIMEDOUT);
     shmt_segment_drop(seg);
 }
 
