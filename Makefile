@@ -9,6 +9,7 @@ CONSTRAINTS ?= constraints.txt
 TORCH ?= 1
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 PYTEST_ARGS ?=
+GENMC ?=
 ASAN_TESTS ?= tests
 FUZZ_SECONDS ?= 600
 # Those that build programs of their own, or none at all, reach nothing that counts.
@@ -28,11 +29,11 @@ CJOBS = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
 
 CSOURCES := $(wildcard csrc/*.c csrc/*.h)
 CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
-CFORMATTED := $(CSOURCES) $(wildcard $(addsuffix /*.[ch],tests/c tests/fuzz tests/soak))
+CFORMATTED := $(CSOURCES) $(wildcard $(addsuffix /*.[ch],tests/c tests/fuzz tests/soak model/weak))
 
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-c test-py coverage stateful asan tsan fuzz soak soak-mutants model lint types docs format bench \
-	wheel sdist clean distclean FORCE
+.PHONY: help env build demo test test-c test-py coverage stateful asan tsan fuzz soak soak-mutants model weak lint types docs format \
+	bench wheel sdist clean distclean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +43,7 @@ help: ## this list
 	@echo "  VENV=$(VENV)  the virtual environment"
 	@echo "  CONSTRAINTS=$(CONSTRAINTS)  versions for every install"
 	@echo "  TORCH=$(TORCH)  0 leaves torch out; the tests that need it are then skipped"
+	@echo "  GENMC=$(GENMC)  the model checker for make weak; found on the PATH as genmc otherwise"
 	@echo "  PYTEST_ARGS, ASAN_TESTS, COVERAGE_TESTS, BENCH_ARGS, FUZZ_SECONDS, SOAK_ARGS, JOBS"
 	@echo "  COMPILERS, VARIANTS, TESTS (see tests/c/Makefile)"
 
@@ -116,6 +118,9 @@ test-py: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the Python tests (PYTEST_ARGS
 
 stateful: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## 10^5 random steps beside a model of the slots; many minutes (EXAMPLES=500)
 	@SHMTENSOR_STATEFUL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/test_stateful.py
+
+weak: $(STAMP)-build ## the memory orders, by GenMC where it is installed (GENMC=path)
+	@GENMC="$(GENMC)" $(BIN)/python -m pytest -rs tests/test_weak.py $(PYTEST_ARGS)
 
 # Run from the build folder, so that children which import from the current directory get the checked build as well.
 asan: ASANLIB = $(CURDIR)/build/asan/lib

@@ -8,12 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import test_weak
 
 import shmtensor
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROTOCOL = ROOT / "docs" / "protocol.md"
+ORDERS = ROOT / "docs" / "memory-order.md"
 SOURCES = sorted((ROOT / "csrc").glob("*.[ch]"))
 
 EDGE = re.compile(r"\b[A-Z][0-9]\b")
@@ -53,7 +55,30 @@ def test_edges_lie_where_the_table_says() -> None:
 
 def test_each_step_names_edges_of_the_table() -> None:
     known = {row[0] for row in rows("Edges")}
-    assert set(EDGE.findall(PROTOCOL.read_text())) <= known
+    assert set(EDGE.findall(PROTOCOL.read_text() + ORDERS.read_text())) <= known
+
+
+def arguments() -> list[tuple[str, str]]:
+    """Edge and text of each section of docs/memory-order.md."""
+    parts = re.split(r"^### (.+)\n", ORDERS.read_text(), flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_edge_has_its_argument() -> None:
+    assert sorted(edge for edge, _ in arguments()) == sorted(row[0] for row in rows("Edges"))
+    for edge, text in arguments():
+        assert len(re.findall(r"^\*\*(?:Checked:|Argument only[:,])\*\*", text, re.MULTILINE)) == 1, edge
+        assert edge == "A1" or re.search(r"^    \S", text, re.MULTILINE), f"{edge}: what does it forbid?"
+
+
+def test_what_is_said_to_be_checked_is_tried() -> None:
+    tried: dict[str, set[str]] = {}
+    for weaker in test_weak.WEAKER:
+        tried.setdefault(weaker.edge, set()).add(weaker.program.file)
+    said = {
+        edge: set(re.findall(r"`model/weak/(\w+\.c)`", text)) for edge, text in arguments() if "**Checked:**" in text
+    }
+    assert said == tried
 
 
 def test_functions_named_in_the_docs_exist() -> None:

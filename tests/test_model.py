@@ -27,6 +27,9 @@ SECONDS = 3600 if FULL else 600  #: for one program; a ceiling against hanging
 MEGABYTES = 8000 if FULL else 2000
 DEPTH = 100_000  # of the search; reaching it is an error
 
+#: Not the sanitizers of make asan: they are for the extension.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
 pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason="the models are not here (an installed package)")
 
 
@@ -140,6 +143,7 @@ def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
+        env=ENVIRONMENT,
         text=True,
         timeout=SECONDS,
     )
