@@ -132,7 +132,7 @@ asan: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the C tests and ASAN_TESTS of th
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		PYTHONMALLOC=malloc PYTHONPATH=$(ASANLIB) && \
 	$(BIN)/python -c 'import shmtensor._core as c; assert "build/asan" in c.__file__, c.__file__' && \
-	$(BIN)/python -m pytest -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+	$(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=0 -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
 		$(addprefix $(CURDIR)/,$(ASAN_TESTS)) $(PYTEST_ARGS)
 
 # Run from the build folder, as asan is. sitecustomize.py in tests/coverage makes forked children count.
@@ -144,7 +144,7 @@ coverage: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## branch coverage of csrc by C
 		--build-base build/coverage --build-lib $(COVLIB)
 	@cd $(COVLIB) && export PYTHONPATH=$(COVLIB):$(CURDIR)/tests/coverage && \
 	$(BIN)/python -c 'import shmtensor._core as c; assert "build/coverage" in c.__file__, c.__file__' && \
-	$(BIN)/python -m pytest -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+	$(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=0 -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
 		$(addprefix $(CURDIR)/,$(COVERAGE_TESTS)) $(PYTEST_ARGS)
 	@$(BIN)/python tests/coverage/report.py build/c/gcc-coverage build/coverage
 

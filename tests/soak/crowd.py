@@ -73,6 +73,7 @@ class Crowd:
         self.players: dict[int, Player] = {}
         self.ended: list[Player] = []
         self.instances = 0
+        self._pulse = 0
         self._temporary = tempfile.TemporaryDirectory(prefix="soak-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else folder
         assert self.folder is not None
@@ -130,11 +131,16 @@ class Crowd:
                 if late > 50_000:
                     words[PAUSED] += late
 
-        if os.fork() == 0:
+        self._pulse = os.fork()
+        if self._pulse == 0:
             die_with_parent()
             self.run_and_exit("the pulse", beat, 0)
 
     # ---- ending
+
+    def left(self) -> list[int]:
+        """Pids of the players, and of what players that are gone have forked: some are members of their own."""
+        return [pid for pid in children() if pid != self._pulse]
 
     def kill(self, *players: Player) -> None:
         """SIGKILL, at once as far as that can be said of two cores."""

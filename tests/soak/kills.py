@@ -215,11 +215,12 @@ class Round:
             if living := self.living():
                 self.crowd.kill(self.rng.choice(living))
         end = time.monotonic() + 2 * PATIENCE
-        while self.crowd.players:
+        while self.crowd.left():
             self.bury()
             self.crowd.check()
             if time.monotonic() > end:
-                raise SoakFailed(f"some do not end: {[(p.role, At(self.crowd.phase_of(p))) for p in self.living()]}")
+                where = [(p.role, At(self.crowd.phase_of(p))) for p in self.living()]
+                raise SoakFailed(f"some do not end: {where}, of pids {self.crowd.left()}")
             time.sleep(0.0005)
         self.drained = self.drain()
 
