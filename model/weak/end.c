@@ -1,8 +1,8 @@
 /* end.c - C3 with N3, N1, N2 and N4: the end of the stream, by the real verbs.
  *
- * SHUTDOWN: a producer claims and publishes while somebody calls shutdown() and a consumer acquires until it has an answer:
- * what was published is not behind the end. CLOSE, DIE: the producer publishes and closes, or dies and is counted; the
- * consumer gets the item before it hears of that. CONSUMER: the only slot holds an unread item, one
+ * SHUTDOWN: a producer claims and publishes while somebody calls shutdown() and a consumer acquires until it has an
+ * answer: what was published is not behind the end. CLOSE, DIE: the producer publishes and closes, or dies and is
+ * counted; the consumer gets the item before it hears of that. CONSUMER: the only slot holds an unread item, one
  * consumer has gone and another comes: the producer is not told that both are gone. */
 #include "stubs.h"
 
@@ -55,8 +55,8 @@ static void *producer(void *seg) {
     return NULL;
 }
 
-/* Counted as shmt_segment_close() does it, or as the reclaimer of one who died, to whom the kernel's lock has passed all
- * that the dead did. */
+/* Counted as shmt_segment_close() does it, or as the reclaimer of one who died, to whom the kernel's lock has passed
+ * all that the dead did. */
 static void *closer(void *arg) {
     shmt_segment *seg = arg;
     put(seg);

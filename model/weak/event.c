@@ -1,8 +1,8 @@
 /* event.c - E1, E2, E3 with O1, or (FREE) with R2 and C1: nobody falls asleep beside what he waits for.
  *
- * The waiter runs shmt_event_wait() with the real second try; the waker makes the change and runs shmt_event_wake(). The
- * kernel's futex is a mutex for its hash bucket and a flag for each sleeper; whoever would sleep ends, and main looks at
- * what he sleeps beside. WAITERS=2: so that one W serves two, and one of them is woken for one change. */
+ * The waiter runs shmt_event_wait() with the real second try; the waker makes the change and runs shmt_event_wake().
+ * The kernel's futex is a mutex for its hash bucket and a flag for each sleeper; whoever would sleep ends, and main
+ * looks at what he sleeps beside. WAITERS=2: so that one W serves two, and one of them is woken for one change. */
 #include <linux/futex.h>
 #include <limits.h>
 #include <sched.h>

@@ -1,9 +1,11 @@
 /* join.c - M1, M2 and G1: threads of one process that join, close and reclaim through one handle.
  *
- * JOIN: two threads enter a handle that has yet to join; both act under the id and the lock that one of them got. CLOSE: two
- * threads close a handle: one producer is counted. RECLAIM: two threads reclaim; the lock is one for all threads of a
- * process, so only `reclaiming` keeps them apart: what is done under it is plain memory here. ROLL: a member died with a
- * READY slot, in the ring or (UNPUSHED) not; one process rolls it forward while another takes: once, and it is not lost. */
+ * JOIN: two threads enter a handle that has yet to join; both act under the id and the lock that one of them got.
+ * CLOSE: two threads close a handle: one producer is counted. RECLAIM: two threads reclaim; the lock is one for all
+ * threads of a process, so only `reclaiming` keeps them apart: what is done under it is plain memory here. LAST: one
+ * reclaims and the other closes, which takes all the lock bytes to see whether the name can go. ROLL: a member died
+ * with a READY slot, in the ring or (UNPUSHED) not, or with one that it was READING; one process takes it back while
+ * two others take: once, and it is not lost. */
 #include "stubs.h"
 
 #include "order.c"
@@ -32,12 +34,23 @@ int shmt_member_try_lock(const shmt_segment *seg, uint32_t id) {
     return id == MEMBERS; /* who is dead */
 }
 void shmt_member_unlock(const shmt_segment *seg, uint32_t id) { under_the_lock += seg && id ? 1 : 0; }
+#ifdef LAST
+int shmt_name_path(const char *name, char *path, size_t size) { return name && path && size ? 0 : -EINVAL; }
+int shmt_name_remove_if_last(int lock_fd, const char *path, uint32_t members, uint32_t keep) {
+    assert(lock_fd == 7 && path && members == MEMBERS && keep == 1);
+    under_the_lock++;
+    return 0;
+}
+#endif
 shmt_member_record *shmt_member_mine(shmt_segment *seg) { return &records[shmt_me(seg)]; }
 void shmt_member_announce(shmt_segment *seg, uint32_t id) { shmt_store_relaxed(&seg->records[id].pid, id); }
 void shmt_member_clear(shmt_segment *seg, uint32_t id) { shmt_store_relaxed(&seg->records[id].pid, 0); }
 void shmt_member_leave(shmt_segment *seg) { seg->lock_fd = -1; }
+void shmt_member_forget_lock(shmt_segment *seg) { seg->lock_fd = -1; }
 int shmt_segment_populate(const shmt_geometry *geo, uint8_t *base) { return geo && base ? 0 : 0; }
 void shmt_event_wake_all(shmt_event *event) { (void)event; }
+
+int64_t shmt_now_ns(void) { return 0; }
 
 /* For one slot. */
 static void *one_zero(void) {
@@ -47,6 +60,7 @@ static void *one_zero(void) {
 }
 #define calloc(n, size) one_zero()
 #define memset(at, byte, n) (*(at) = UINT64_MAX)
+#include "deaths.c"
 #include "reclaim.c"
 #undef memset
 
@@ -70,7 +84,7 @@ static void *leave(void *seg) {
 
 static void *tidy(void *seg) {
     int rc = shmt_reclaim(seg);
-    assert(rc >= 0);
+    assert(rc >= 0 || rc == -EBADF);
     return NULL;
 }
 
@@ -106,13 +120,23 @@ int main(void) {
     shmt_store_relaxed(&records[MEMBERS].pid, MEMBERS);
     start(tidy, seg);
     start(tidy, seg);
+#elif defined(LAST)
+    seg->lock_fd = 7;
+    seg->info.name = seg->name;
+    shmt_store_relaxed(&records[MEMBERS].pid, MEMBERS);
+    start(tidy, seg);
+    start(leave, seg);
 #elif defined(ROLL)
     handle(2);
     seg->lock_fd = 7;
     handle(3);
     payload_of[0] = 1;
+#ifdef READING
+    shmt_store_relaxed(&slot_headers[0].word, shmt_word(SHMT_READING, MEMBERS, 1));
+#else
     shmt_store_relaxed(&slot_headers[0].word, shmt_word(SHMT_READY, MEMBERS, 1));
-#ifndef UNPUSHED
+#endif
+#if !defined(UNPUSHED) && !defined(READING)
     shmt_order_push(&handles[3], 0, 1);
 #endif
     start(tidy, seg);

@@ -1,6 +1,7 @@
 /* payload.c - P2 with A2, R2 with C2: one slot, written, read, and written again.
  *
- * FIRST: it is written once. REUSE: an item is there from the start, and the slot is written anew when it has been read. */
+ * FIRST: it is written once. REUSE: an item is there from the start, and the slot is written anew when it has been
+ * read. */
 #include "weak.h"
 
 #include "order.c"

@@ -1,9 +1,9 @@
-/* ring.c - O1, O2, O3: pushers and takers in one ring. Nothing is lost or doubled, no -EUCLEAN, and of two items that one
- * pushed the first comes first.
+/* ring.c - O1, O2, O3: pushers and takers in one ring. Nothing is lost or doubled, no -EUCLEAN, and of two items that
+ * one pushed the first comes first.
  *
- * Slots 0 and 1 are pushed by one member or (PUSHERS=2) two; TAKERS take once each, or one of them twice; main takes what is
- * left. LAP: the first fills a whole lap while the second pushes, or (TAKERS=1) takes: who sees where the ring stands must see
- * the cells of the lap before. */
+ * Slots 0 and 1 are pushed by one member or (PUSHERS=2) two; TAKERS take once each, or one of them twice; main takes
+ * what is left. LAP: the first fills a whole lap while the second pushes, or (TAKERS=1) takes: who sees where the ring
+ * stands must see the cells of the lap before. */
 #ifdef LAP
 #define SLOTS 1
 #else

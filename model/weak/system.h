@@ -1,5 +1,5 @@
-/* system.h - what csrc/ asks of the operating system and GenMC's own headers lack: here, every call fails. Included before
- * the file of csrc/ that needs it. */
+/* system.h - what csrc/ asks of the operating system and GenMC's own headers lack: here, every call fails. Included
+ * before the file of csrc/ that needs it. */
 #ifndef SYSTEM_H
 #define SYSTEM_H
 

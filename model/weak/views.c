@@ -1,9 +1,9 @@
 /* views.c - L1, L2 and H1: two views of one item, the next writer of its slot, the next lease, the end of the mapping.
  *
- * VIEWS: two threads look at the payload and drop the lease; the last one releases the slot, and another member claims and
- * writes it (L1, then R2 and C2). NEXT: a holder drops its lease; another thread acquires the slot's next item, which
- * another member published meanwhile, and finds the slot's own lease unused (L2). UNMAP: two threads use the mapping and
- * drop their references; the last one unmaps it (H1). */
+ * VIEWS: two threads look at the payload and drop the lease; the last one releases the slot, and another member claims
+ * and writes it (L1, then R2 and C2). NEXT: a holder drops its lease; another thread acquires the slot's next item,
+ * which another member published meanwhile, and finds the slot's own lease unused (L2). UNMAP: two threads use the
+ * mapping and drop their references; the last one unmaps it (H1). */
 #include "stubs.h"
 
 #include "order.c"
@@ -26,6 +26,7 @@ int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, s
 shmt_member_record *shmt_member_mine(shmt_segment *seg) { return &records[shmt_me(seg)]; }
 uint32_t shmt_member_roles(const shmt_segment *seg) { return seg ? 0 : 1; }
 void shmt_member_leave(shmt_segment *seg) { (void)seg; }
+void shmt_member_forget_lock(shmt_segment *seg) { (void)seg; }
 void shmt_segment_hold(shmt_segment *seg) { shmt_add_relaxed(&seg->refs, 1); }
 void shmt_segment_free(shmt_segment *seg) { mapped = seg->lock_fd + 1; }
 

@@ -1,8 +1,8 @@
 /* weak.h - what the litmus programs share: one segment in static memory, and threads that are its members.
  *
- * Each program includes the files of csrc/ that it is about, compiled whole; GenMC then runs it in every execution that the
- * C11 memory model (RC11) allows. Payload, item fields and what a handle carries are plain memory, so that an edge which is
- * too weak shows as a data race; the rest is asserted. tests/test_weak.py weakens the edges one by one. */
+ * Each program includes the files of csrc/ that it is about, compiled whole; GenMC then runs it in every execution that
+ * the C11 memory model (RC11) allows. Payload, item fields and what a handle carries are plain memory, so that an edge
+ * which is too weak shows as a data race; the rest is asserted. tests/test_weak.py weakens the edges one by one. */
 #ifndef WEAK_H
 #define WEAK_H
 
@@ -22,6 +22,7 @@
 #define SLOTS 1
 #endif
 #define RING (2 * SLOTS) /* SLOTS: a power of two */
+#define DEATHS 1         /* so that every record is written over the one before */
 #define MEMBERS 4
 #undef SHMT_MEMBERS_MAX
 #define SHMT_MEMBERS_MAX MEMBERS /* an array of so many is cleared, byte by byte */
@@ -30,6 +31,7 @@ static shmt_header header;
 static shmt_slot_header slot_headers[SLOTS];
 static shmt_atomic64 cells[RING];
 static shmt_member_record records[MEMBERS + 1];
+static shmt_death_cell deaths[DEATHS];
 static shmt_lease leases[SLOTS];
 static uint64_t payload_of[SLOTS];
 static shmt_segment handles[MEMBERS + 1]; /* of member 1.. */
@@ -43,11 +45,13 @@ static shmt_segment *handle(uint32_t id) {
     seg->slots = slot_headers;
     seg->cells = cells;
     seg->records = records;
+    seg->deaths = deaths;
     seg->leases = leases;
     seg->data = (uint8_t *)payload_of;
     seg->geo.slots = SLOTS;
     seg->geo.ring = RING;
     seg->geo.members = MEMBERS;
+    seg->geo.deaths = DEATHS;
     seg->geo.slot_stride = sizeof payload_of[0];
     seg->geo.producers = 1;
     seg->ring_shift = (uint32_t)__builtin_ctz(RING);
