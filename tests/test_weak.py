@@ -1,8 +1,8 @@
 """The memory orders of csrc, checked by GenMC in every execution that a memory model allows: `model/weak/*.c`.
 
-Each program includes files of csrc and must hold as they are, under RC11 and IMM. Then csrc is copied and one edge of docs/protocol.md made
-weaker, which one of the programs must notice. docs/memory-order.md says for each edge what that shows; where a weaker
-order is enough, and why, is tried here too. GenMC is found in $GENMC or on the PATH: `make weak`.
+Each program includes files of csrc and must hold as they are, under RC11 and IMM. Then csrc is copied and one edge of
+docs/protocol.md made weaker, which one of the programs must notice. docs/memory-order.md says for each edge what that
+shows; where a weaker order is enough, and why, is tried here too. GenMC is found in $GENMC or on the PATH: `make weak`.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ PUSH_LAP = Program("ring.c", "LAP PUSHERS=2 TAKERS=0")
 TAKE_LAP = Program("ring.c", "LAP PUSHERS=1 TAKERS=1")
 READY, FREE = Program("event.c"), Program("event.c", "FREE")
 SHUTDOWN, DIE, CONSUMER = (Program("end.c", macro) for macro in ("SHUTDOWN", "DIE", "CONSUMER"))
-JOIN, CLOSE, RECLAIM = (Program("join.c", macro) for macro in ("JOIN", "CLOSE", "RECLAIM"))
+JOIN, CLOSE, RECLAIM, LAST = (Program("join.c", macro) for macro in ("JOIN", "CLOSE", "RECLAIM", "LAST"))
 VIEWS, NEXT, UNMAP = (Program("views.c", macro) for macro in ("VIEWS", "NEXT", "UNMAP"))
+LOG, TWO_LOGGERS = Program("log.c"), Program("log.c", "WRITERS=2")
 SOUND = [
     PAYLOAD,
     FIRST,
@@ -91,11 +92,16 @@ SOUND = [
     JOIN,
     CLOSE,
     RECLAIM,
+    LAST,
     Program("join.c", "ROLL"),
     Program("join.c", "ROLL UNPUSHED"),
+    Program("join.c", "ROLL READING"),
     VIEWS,
     NEXT,
     UNMAP,
+    LOG,
+    Program("log.c", "FOLLOW"),
+    TWO_LOGGERS,
 ]
 
 CHANGE = "return shmt_cas_seq_cst(&seg->slots[index].word, &from, to) ? 0 : -ESTALE;"
@@ -128,12 +134,22 @@ ENTER = "if (SHMT_LIKELY(shmt_load_acquire(&seg->generation) == shmt_fork_genera
 ONE_CLOSER = "if (shmt_exchange_acq_rel(&seg->closed, 1) != 0) {"
 CLOSED = "shmt_store_release(&seg->generation, 0);"
 BUSY = "if (shmt_exchange_acquire(&seg->reclaiming, 1) != 0) {"
-NOT_BUSY = "shmt_store_release(&seg->reclaiming, 0); /* G1 */"
+NOT_BUSY = "shmt_store_release(&seg->reclaiming, 0); /* G1 */\n    if (taken"
+CLOSE_BUSY = "if (shmt_exchange_acquire(&seg->reclaiming, 1) == 0) {"
+CLOSE_NOT_BUSY = "        shmt_store_release(&seg->reclaiming, 0); /* G1 */\n    }"
 LAST_VIEW = "if (shmt_load_acquire(&lease->refs) != 1 && shmt_sub_acq_rel(&lease->refs, 1) != 1) {"
 UNUSED = "        shmt_store_relaxed(&lease->refs, 0); /* L2: before R2 in the release */\n"
 RELEASE = (
     "        (void)shmt_slot_release(seg, &slot); /* lost, or a parent's seen from its child: not ours to release */\n"
 )
+RECORDED = "shmt_store_release(&cell->seq, p + 1);"
+RECORD = "if (shmt_load_acquire(&cell->seq) != p + 1) {"
+UNFINISHED = Change("    shmt_store_relaxed(&cell->seq, 0); ", "    ")
+STILL = Change("bool whole = shmt_load_relaxed(&cell->seq) == p + 1 &&", "bool whole =")
+NO_SUM = Change("sum == mix(mix(mix(mix(mix(p, who), word), tag), joined), found) && ", "")
+WORDS = ("who", "word", "tag", "joined", "found")
+WRITE = {word: order(f"shmt_store_release(&cell->{word}, {word});", "relaxed") for word in WORDS}
+READ = {word: order(f"uint64_t {word} = shmt_load_acquire(&cell->{word});", "relaxed") for word in WORDS}
 LAST_USER = "if (shmt_sub_acq_rel(&seg->refs, 1) == 1) {"
 
 
@@ -173,6 +189,8 @@ WEAKER = [
     ),
     Weaker("G1", "reclaiming does not acquire", RECLAIM, (order(BUSY, "relaxed"),)),
     Weaker("G1", "reclaiming does not release", RECLAIM, (order(NOT_BUSY, "relaxed"),)),
+    Weaker("G1", "a closer does not acquire", LAST, (order(CLOSE_BUSY, "relaxed"),)),
+    Weaker("G1", "a closer does not release", LAST, (order(CLOSE_NOT_BUSY, "relaxed"),)),
     Weaker("L1", "the last one does not acquire, alone", VIEWS, (one_view("relaxed", "acq_rel"),)),
     Weaker("L1", "the last one does not acquire, counted", VIEWS, (one_view("acquire", "release"),)),
     Weaker("L1", "the others do not release", VIEWS, (one_view("acquire", "acquire"),)),
@@ -182,6 +200,13 @@ WEAKER = [
     Weaker("N1", "the count of the lost does not acquire", DIE, (order(LOST, "relaxed"),)),
     Weaker("N4", "the count does not release, and idle members do not count", CONSUMER, (COUNT, IDLE)),
     Weaker("N4", "the count does not acquire, and idle members do not count", CONSUMER, (order(SEEN, "relaxed"), IDLE)),
+    Weaker("D1", "a record does not release, and there is no sum", LOG, (order(RECORDED, "relaxed"), NO_SUM)),
+    Weaker("D1", "its reader does not acquire, and there is no sum", LOG, (order(RECORD, "relaxed"), NO_SUM)),
+    *(Weaker("D2", f"{word} does not release, and there is no sum", LOG, (WRITE[word], NO_SUM)) for word in WORDS),
+    *(Weaker("D2", f"{word} does not acquire, and there is no sum", LOG, (READ[word], NO_SUM)) for word in WORDS),
+    Weaker("D2", "seq stays while words change, and there is no sum", LOG, (UNFINISHED, NO_SUM)),
+    Weaker("D2", "no second look at seq, and no sum", LOG, (STILL, NO_SUM)),
+    Weaker("D2", "two writers in one cell, and no sum", TWO_LOGGERS, (NO_SUM,)),
 ]
 #: Orders that nothing here depends on, since something else carries the same.
 ENOUGH = [
@@ -192,6 +217,15 @@ ENOUGH = [
     Weaker("E3", "the kernel's lock orders", READY, (order(SEQ, "relaxed"), order(CLEAR_W, "relaxed"))),
     Weaker("M2", "the registry's lock keeps the second closer out", CLOSE, (Change(ONE_CLOSER, "if (false) {"),)),
     Weaker("N4", "an idle member counts as one who may come", CONSUMER, (COUNT,)),
+    Weaker("D1", "the sum tells", LOG, (order(RECORDED, "relaxed"), order(RECORD, "relaxed"))),
+    Weaker("D2", "the sum tells", LOG, (*WRITE.values(), *READ.values(), UNFINISHED, STILL)),
+    Weaker(
+        "D2",
+        "the sum tells, without D1 too",
+        LOG,
+        (*WRITE.values(), *READ.values(), order(RECORDED, "relaxed"), order(RECORD, "relaxed")),
+    ),
+    Weaker("D2", "one writer at a time needs no sum", LOG, (NO_SUM,)),
 ]
 
 
