@@ -70,6 +70,7 @@ TAKE_LAP = Program("ring.c", "LAP PUSHERS=1 TAKERS=1")
 READY, FREE = Program("event.c"), Program("event.c", "FREE")
 SHUTDOWN, DIE, CONSUMER = (Program("end.c", macro) for macro in ("SHUTDOWN", "DIE", "CONSUMER"))
 JOIN, CLOSE, RECLAIM, LAST = (Program("join.c", macro) for macro in ("JOIN", "CLOSE", "RECLAIM", "LAST"))
+DEATH, LOCKED = Program("join.c", "DEATH"), Program("join.c", "DEATH LOCKED")
 VIEWS, NEXT, UNMAP = (Program("views.c", macro) for macro in ("VIEWS", "NEXT", "UNMAP"))
 LOG, TWO_LOGGERS = Program("log.c"), Program("log.c", "WRITERS=2")
 SOUND = [
@@ -96,6 +97,8 @@ SOUND = [
     Program("join.c", "ROLL"),
     Program("join.c", "ROLL UNPUSHED"),
     Program("join.c", "ROLL READING"),
+    DEATH,
+    LOCKED,
     VIEWS,
     NEXT,
     UNMAP,
@@ -142,6 +145,7 @@ UNUSED = "        shmt_store_relaxed(&lease->refs, 0); /* L2: before R2 in the r
 RELEASE = (
     "        (void)shmt_slot_release(seg, &slot); /* lost, or a parent's seen from its child: not ours to release */\n"
 )
+FOUND = "uint64_t word = shmt_load_seq_cst(&seg->slots[i].word); /* A1: the compare-and-swap decides */"
 RECORDED = "shmt_store_release(&cell->seq, p + 1);"
 RECORD = "if (shmt_load_acquire(&cell->seq) != p + 1) {"
 UNFINISHED = Change("    shmt_store_relaxed(&cell->seq, 0); ", "    ")
@@ -163,6 +167,7 @@ def one_view(load: str, sub: str) -> Change:
 WEAKER = [
     Weaker("P2", "neither publish nor push releases", FIRST, (order(CHANGE, "acquire"), order(PUSH, "acquire"))),
     Weaker("A2", "nothing acquires", FIRST, (order(TAKE, "release"), order(LOOK, "relaxed"), order(CELL, "relaxed"))),
+    Weaker("A1", "a reclaimer does not acquire, and the kernel's lock neither", DEATH, (order(FOUND, "relaxed"),)),
     Weaker("R2", "release does not release", REUSE, (order(CHANGE, "acquire"),)),
     Weaker("R2", "release is not before the look at W", FREE, (order(CHANGE, "acq_rel"),)),
     Weaker("C1", "the second try is not after W", FREE, (order(PROBE, "acquire"),)),
@@ -213,6 +218,7 @@ ENOUGH = [
     Weaker("P2", "the push releases as well", FIRST, (order(CHANGE, "acquire"),)),
     Weaker("A2", "the first look or the cell acquires as well", PAYLOAD, (order(TAKE, "release"),)),
     Weaker("A1", "the cell and the compare-and-swap acquire as well", PAYLOAD, (order(LOOK, "relaxed"),)),
+    Weaker("A1", "the kernel's lock acquires as well", LOCKED, (order(FOUND, "relaxed"),)),
     Weaker("C2", "the first look acquires as well", PAYLOAD, (order(CLAIM, "release"),)),
     Weaker("E3", "the kernel's lock orders", READY, (order(SEQ, "relaxed"), order(CLEAR_W, "relaxed"))),
     Weaker("M2", "the registry's lock keeps the second closer out", CLOSE, (Change(ONE_CLOSER, "if (false) {"),)),

@@ -5,7 +5,8 @@
  * threads of a process, so only `reclaiming` keeps them apart: what is done under it is plain memory here. LAST: one
  * reclaims and the other closes, which takes all the lock bytes to see whether the name can go. ROLL: a member died
  * with a READY slot, in the ring or (UNPUSHED) not, or with one that it was READING; one process takes it back while
- * two others take: once, and it is not lost. */
+ * two others take: once, and it is not lost. DEATH: a member dies while it reads what another has just published; who
+ * buries it reads the item's tag. Of the kernel's lock only its success counts here, or (LOCKED) its order too. */
 #include "stubs.h"
 
 #include "order.c"
@@ -28,10 +29,17 @@ int shmt_member_lock_any(shmt_segment *seg, int lock_fd, uint32_t *id) {
     return 0;
 }
 static int under_the_lock; /* what one reclaimer at a time does */
+static shmt_atomic32 dead;
 int shmt_member_try_lock(const shmt_segment *seg, uint32_t id) {
     assert(seg->lock_fd == 7 || seg->lock_fd == -1);
     under_the_lock++;
+#if defined(DEATH) && defined(LOCKED)
+    return id == MEMBERS && shmt_load_acquire(&dead);
+#elif defined(DEATH)
+    return id == MEMBERS && shmt_load_relaxed(&dead);
+#else
     return id == MEMBERS; /* who is dead */
+#endif
 }
 void shmt_member_unlock(const shmt_segment *seg, uint32_t id) { under_the_lock += seg && id ? 1 : 0; }
 #ifdef LAST
@@ -103,6 +111,22 @@ static void *taker(void *seg) {
     return NULL;
 }
 
+static void *publisher(void *arg) {
+    shmt_segment *seg = arg;
+    seg->slots[0].tag = 5;
+    int rc = shmt_slots_change(seg, 0, shmt_word(SHMT_WRITING, 2, 1), shmt_word(SHMT_READY, 2, 1));
+    assert(rc == 0);
+    rc = shmt_order_push(seg, 0, 1);
+    assert(rc == 0);
+    return NULL;
+}
+
+static void *victim(void *seg) {
+    taker(seg);
+    shmt_store_release(&dead, 1);
+    return NULL;
+}
+
 int main(void) {
     shmt_segment *seg = handle(1);
 #if defined(JOIN)
@@ -126,6 +150,15 @@ int main(void) {
     shmt_store_relaxed(&records[MEMBERS].pid, MEMBERS);
     start(tidy, seg);
     start(leave, seg);
+#elif defined(DEATH)
+    handle(2);
+    handle(MEMBERS);
+    seg->lock_fd = 7;
+    payload_of[0] = 1;
+    shmt_store_relaxed(&slot_headers[0].word, shmt_word(SHMT_WRITING, 2, 1));
+    start(publisher, &handles[2]);
+    start(victim, &handles[MEMBERS]);
+    start(tidy, seg);
 #elif defined(ROLL)
     handle(2);
     seg->lock_fd = 7;
