@@ -341,7 +341,7 @@ cdef class Slot(Held):
         cdef int rc
         self.check_writing()
         self.check_idle()
-        if self.buffer.dynamic:
+        if self.buffer.dynamic and shmt_slot_is_ours(&self.s):  # or it is lost, whatever was written
             for f in self.buffer.fields:
                 if f.dynamic:
                     f.place(self.s.data, self.s.nbytes, &at)

@@ -283,6 +283,22 @@ def test_slots_claimed_before_a_fork_stay_the_parents(crew: Crew, buffer: st.Ten
     assert sorted(int(x) for x in buffer.get_many(9, copy=True)) == [7, 8]
 
 
+def test_a_slot_that_was_not_written_yet_stays_the_parents_too(crew: Crew) -> None:
+    """The child hears that the slot is lost to it, and not what is missing in it."""
+    with st.TensorBuffer.create(((None,), "int64"), slots=1) as buffer:
+        slot = buffer.claim()
+
+        def child(connection: Connection) -> None:
+            with pytest.raises(st.LeaseLost, match="fork"):
+                slot.publish()
+            connection.send("lost")
+
+        assert hear(crew.start(child)) == "lost"
+        with pytest.raises(ValueError, match="not been written"):
+            slot.publish()
+        slot.abort()
+
+
 def leave_by_exit(connection: Connection) -> None:
     os._exit(0)
 
