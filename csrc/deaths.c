@@ -99,13 +99,16 @@ int shmt_death_next(shmt_segment *seg, shmt_death_cursor *cursor, shmt_death *ou
             return 0;
         }
         int64_t now = shmt_now_ns();
-        cursor->unfinished_ns = cursor->unfinished_ns ? cursor->unfinished_ns : now;
+        if (cursor->unfinished_ns == 0 || cursor->position >= cursor->unfinished_end) {
+            cursor->unfinished_ns = now;
+            cursor->unfinished_end = end;
+        }
         if (now - cursor->unfinished_ns < UNFINISHED_NS) {
             return -EAGAIN;
         }
         cursor->position++;
         cursor->missed++;
-        /* The next one may be of the same age; if it is unfinished too, it is passed over at once. */
+        /* The next one may be as old: if it was there and is unfinished too, it is passed over at once. */
     }
     return -EAGAIN;
 }

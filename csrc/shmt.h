@@ -140,8 +140,9 @@ typedef struct shmt_death {
 
 typedef struct shmt_death_cursor {
     uint64_t position;
-    uint64_t missed; /* records that were overwritten before they were read, or never finished */
-    int64_t unfinished_ns;
+    uint64_t missed;       /* records that were overwritten before they were read, or never finished */
+    int64_t unfinished_ns; /* since when we have been waiting for records before unfinished_end */
+    uint64_t unfinished_end;
 } shmt_death_cursor;
 
 void shmt_death_begin(shmt_segment *seg, shmt_death_cursor *cursor);                /* what dies from now on */

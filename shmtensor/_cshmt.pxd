@@ -95,6 +95,7 @@ cdef extern from "shmt.h" nogil:
         uint64_t position
         uint64_t missed
         int64_t unfinished_ns
+        uint64_t unfinished_end
 
     void shmt_death_begin(shmt_segment *seg, shmt_death_cursor *cursor)
     int shmt_death_next(shmt_segment *seg, shmt_death_cursor *cursor, shmt_death *out)

@@ -130,6 +130,29 @@ static void an_unfinished_record_holds_nobody_up(void) {
     shmt_segment_drop(seg);
 }
 
+/* After one that was given up a later one that somebody is just writing has a second of its own. */
+static void each_unfinished_record_has_its_time(void) {
+    shmt_segment *seg = make(4, 0, 0);
+    shmt_death_cursor cursor;
+    shmt_death death;
+    shmt_death_begin(seg, &cursor);
+    shmt_death_record(seg, 1, 0, 0, 1);
+    shmt_store_relaxed(&seg->deaths[0].seq, 0); /* as if its writer had died */
+    CHECK_EQ(shmt_death_next(seg, &cursor, &death), -EAGAIN);
+    cursor.unfinished_ns -= 2000 * MS;
+    CHECK_EQ(shmt_death_next(seg, &cursor, &death), -EAGAIN);
+    CHECK_EQ(cursor.missed, 1);
+    shmt_death_record(seg, 1, 1, 0, 2);
+    uint64_t whole = shmt_load_relaxed(&seg->deaths[1].seq);
+    shmt_store_relaxed(&seg->deaths[1].seq, 0); /* as if its writer were half way */
+    CHECK_EQ(shmt_death_next(seg, &cursor, &death), -EAGAIN);
+    CHECK_EQ(cursor.missed, 1);
+    shmt_store_relaxed(&seg->deaths[1].seq, whole);
+    CHECK_EQ(shmt_death_next(seg, &cursor, &death), 0);
+    CHECK_EQ(death.slot, 1);
+    shmt_segment_drop(seg);
+}
+
 static void nonsense_is_passed_over(void) {
     shmt_segment *seg = make(4, 0, 0);
     shmt_death_cursor cursor;
@@ -215,5 +238,6 @@ static void of_a_plain_segment_nothing_is_written(void) {
 }
 
 TESTS(TEST(each_slot_and_then_the_member), TEST(one_who_leaves_is_no_death), TEST(a_joiner_tells_of_whom_it_replaces),
-      TEST(what_was_overwritten_is_counted), TEST(an_unfinished_record_holds_nobody_up), TEST(nonsense_is_passed_over),
-      TEST(writers_and_a_reader_at_once), TEST(of_a_plain_segment_nothing_is_written))
+      TEST(what_was_overwritten_is_counted), TEST(an_unfinished_record_holds_nobody_up),
+      TEST(each_unfinished_record_has_its_time), TEST(nonsense_is_passed_over), TEST(writers_and_a_reader_at_once),
+      TEST(of_a_plain_segment_nothing_is_written))
