@@ -53,9 +53,9 @@ MUTANTS = [
         "a release does not look at the fork generation",
         "const uint64_t *words, uint32_t n) {\n    if (first->generation != shmt_fork_generation) {\n"
         "        return -ESTALE;\n    }\n    int rc = 0;\n    uint32_t done = 0;\n"
-        "    for (uint32_t i = 0; i < n; i++) {\n        int one = shmt_slots_change",
+        "    for (uint32_t i = 0; i < n; i++) {\n        uint64_t word",
         "const uint64_t *words, uint32_t n) {\n    int rc = 0;\n    uint32_t done = 0;\n"
-        "    for (uint32_t i = 0; i < n; i++) {\n        int one = shmt_slots_change",
+        "    for (uint32_t i = 0; i < n; i++) {\n        uint64_t word",
         ("kills --kills 2500", "namespaces --meetings 1"),
     ),
     Mutant(
@@ -109,14 +109,15 @@ MUTANTS = [
     ),
     Mutant(
         "a sweep asks nobody",
-        "        stale = shmt_name_remove_if_last(fd, path, SHMT_MEMBERS_MAX, 0) == 1;\n",
-        "        stale = unlink(path) == 0;\n",
+        "        } else if (lock_bytes(fd, F_WRLCK, 0, SHMT_MEMBERS_MAX + 1) == 0) {\n"
+        "            rc = remove_locked(path, fd) == 0;\n",
+        "        } else {\n            rc = remove_locked(path, fd) == 0;\n",
         ("massacre --massacres 40", "namespaces --meetings 1"),
     ),
     Mutant(
         "a sweep believes everybody alive",
-        "        stale = shmt_name_remove_if_last(fd, path, SHMT_MEMBERS_MAX, 0) == 1;\n",
-        "        stale = 0;\n",
+        "            rc = remove_locked(path, fd) == 0;\n",
+        "            (void)remove_locked;\n            rc = 0;\n",
         ("massacre --massacres 40", "namespaces --meetings 1"),
     ),
 ]
