@@ -197,6 +197,10 @@ DIR *opendir(const char *path) {
     return FAULTY(opendir) ? NULL : next(path);
 }
 
+/* clang's ThreadSanitizer calls these two before it can bear to be called itself. */
+#if !(defined(__clang__) && defined(UNDER_TSAN) && UNDER_TSAN)
+#define FAULTS_OF_START 1
+
 int sched_getaffinity(pid_t pid, size_t n, cpu_set_t *set) {
     memset(set, 0, n);
     return FAULTY(sched_getaffinity) || call(SYS_sched_getaffinity, pid, (long)n, (long)set, 0, 0, 0) < 0 ? -1 : 0;
@@ -208,6 +212,9 @@ int __register_atfork(void (*prepare)(void), void (*parent)(void), void (*child)
 int pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void)) {
     return FAULTY(pthread_atfork) ? errno : __register_atfork(prepare, parent, child, NULL);
 }
+#endif
+#else
+#define FAULTS_OF_START 0
 #endif
 
 #ifndef FAULTS_KEEP_HEAP /* a sanitizer's own would be passed by */
