@@ -163,6 +163,7 @@ int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen);
 int shmt_order_take(shmt_segment *seg, uint32_t n, uint64_t *words, uint32_t *first);
 void shmt_order_mark(shmt_segment *seg, const uint64_t *wanted, uint8_t *found);
 uint64_t shmt_order_length(shmt_segment *seg);
+uint64_t shmt_order_pushed(shmt_segment *seg);
 
 /* ---- wait.c: how to sleep and wake --------------------------------------------------------------------------------------------- */
 void shmt_event_wake(shmt_segment *seg, shmt_event *event, uint32_t n);

@@ -139,6 +139,8 @@ typedef struct shmt_header {
     _Alignas(SHMT_PAIR) shmt_atomic64 read_seq;  /* first position not yet acquired, or a little behind it */
     shmt_event ready_event;                      /* an item was pushed */
     shmt_event free_event;                       /* a slot became free */
+    shmt_atomic64 tasks_done;                    /* items that were declared done: tasks.c */
+    shmt_event done_event;                       /* everything pushed was */
 } shmt_header;
 
 /* One per lock byte. `pid` is for people: liveness is the lock. */

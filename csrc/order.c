@@ -128,6 +128,21 @@ void shmt_order_mark(shmt_segment *seg, const uint64_t *wanted, uint8_t *found) 
     }
 }
 
+/* Items pushed since the segment was created, those that were pushed again counted again. */
+uint64_t shmt_order_pushed(shmt_segment *seg) {
+    shmt_header *header = seg->header;
+    uint64_t p = 0;
+    for (uint32_t turn = 0; turn < TURNS_MAX; turn++) {
+        p = shmt_load_seq_cst(&header->write_seq);                               /* O2 */
+        uint64_t seen = shmt_load_seq_cst(&seg->cells[p & (seg->geo.ring - 1)]); /* O1 */
+        if (shmt_cell_lap(seen) != lap_of(seg, p)) {
+            break; /* a stale p is how many there were when it was loaded */
+        }
+        shmt_cas_seq_cst(&header->write_seq, &p, p + 1); /* O2: help whoever pushed here and stopped */
+    }
+    return p - seg->geo.seq_first;
+}
+
 uint64_t shmt_order_length(shmt_segment *seg) {
     uint64_t r = shmt_load_relaxed(&seg->header->read_seq);  /* a figure for people, no order needed */
     uint64_t w = shmt_load_relaxed(&seg->header->write_seq); /* likewise */

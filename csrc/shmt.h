@@ -206,6 +206,14 @@ uint32_t shmt_lease_count(const shmt_lease *lease);
 /* Ends the stream for everybody: claims fail with -ESHUTDOWN, acquires drain what was published, then do so too. */
 void shmt_shutdown(shmt_segment *seg);
 
+/* Slots that somebody is reading now. */
+uint32_t shmt_slots_reading(const shmt_segment *seg);
+
+/* Items pushed and not declared done; -ERANGE from the second if fewer than n are; the third waits until none is. */
+uint64_t shmt_tasks_unfinished(shmt_segment *seg);
+int shmt_tasks_done(shmt_segment *seg, uint32_t n);
+int shmt_tasks_join(shmt_segment *seg, int64_t deadline_ns);
+
 typedef struct shmt_stats {
     uint64_t claims;                        /* since creation */
     uint64_t publishes;                     /* items pushed; a redelivery counts again */

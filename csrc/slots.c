@@ -96,6 +96,15 @@ bool shmt_slots_any_unread(shmt_segment *seg) {
     return false;
 }
 
+/* How many slots somebody is reading: a figure to decide by, and old when it is returned. */
+uint32_t shmt_slots_reading(const shmt_segment *seg) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < seg->geo.slots; i++) {
+        n += shmt_word_is_reading(shmt_load_relaxed(&seg->slots[i].word)) ? 1 : 0; /* a figure */
+    }
+    return n;
+}
+
 /* Is there nothing that a holder could give back? What one who has closed still looks at is nothing to wait for. */
 bool shmt_slots_all_ready(shmt_segment *seg) {
     for (uint32_t i = 0; i < seg->geo.slots; i++) {

@@ -17,4 +17,5 @@
 #include "lifecycle.c"
 #include "handoff.c"
 #include "lease.c"
+#include "tasks.c"
 #include "stats.c"

@@ -2,12 +2,14 @@
 
     with st.TensorBuffer.create({"image": ((3, 224, 224), "uint8")}, slots=8) as buf: ...
 
-TensorBuffer hands items from producers to consumers; SharedTensor is one array that processes share.
+TensorBuffer hands items from producers to consumers; SharedTensor is one array that processes share. Queue,
+JoinableQueue and SimpleQueue are multiprocessing's, for any objects; get_context() has them in place of its own.
 """
 
 from shmtensor._core import Batch, Slot
 from shmtensor._version import __version__
 from shmtensor.buffer import TensorBuffer
+from shmtensor.context import get_context
 from shmtensor.deaths import Death, HeldSlot
 from shmtensor.errors import (
     ClosedError,
@@ -18,6 +20,7 @@ from shmtensor.errors import (
     ShmNoSpaceError,
     ShutDown,
 )
+from shmtensor.queue import JoinableQueue, Queue, SimpleQueue
 from shmtensor.spec import Field, Spec
 from shmtensor.tensor import SharedTensor
 
@@ -27,15 +30,19 @@ __all__ = [
     "Death",
     "Field",
     "HeldSlot",
+    "JoinableQueue",
     "LeaseLost",
     "PeersGone",
+    "Queue",
     "SharedTensor",
     "ShmError",
     "ShmLayoutError",
     "ShmNoSpaceError",
     "ShutDown",
+    "SimpleQueue",
     "Slot",
     "Spec",
     "TensorBuffer",
     "__version__",
+    "get_context",
 ]

@@ -49,7 +49,8 @@ cdef class Buffer(Segment):
         cdef object look = None  # to be able to say at the end what has not moved
         self.pins += 1
         try:
-            while rc == -_EAGAIN or rc == -_EINTR or (rc == -_ETIMEDOUT and step < deadline):
+            while rc == -_EAGAIN or rc == -_EINTR or (rc == -_ETIMEDOUT and step < deadline) \
+                    or (rc == -_EOWNERDEAD and self.waits_for_anybody):
                 # In steps: a signal that comes just before the wait interrupts nothing.
                 PyErr_CheckSignals()
                 step = min(deadline, shmt_now_ns() + STEP_NS)

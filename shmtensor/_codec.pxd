@@ -53,4 +53,6 @@ cdef class Encoder:
     cdef int write(self, uint8_t *to) except -1
 
 
+# Whether something lies beside the stream, of which decode() would make views.
+cdef bint is_apart(const uint8_t *data, uint64_t nbytes) noexcept
 cdef object decode(uint8_t *data, uint64_t nbytes, void *thing, const Owner *owner, bint copy)

@@ -829,6 +829,14 @@ cdef class Decoder:
 cdef object _OPEN = object()
 
 
+cdef bint is_apart(const uint8_t *data, uint64_t nbytes) noexcept:
+    cdef uint64_t head[3]
+    if nbytes < HEADER:
+        return False
+    memcpy(head, data, HEADER)
+    return nbytes > ((HEADER + head[1] + 63) & ~<uint64_t>63)
+
+
 cdef object decode(uint8_t *data, uint64_t nbytes, void *thing, const Owner *owner, bint copy):
     """The object that a message describes. Its large arrays are views that hold `thing`, unless `copy`."""
     cdef uint64_t head[3]

@@ -1,6 +1,7 @@
 # _core.pxd - the fields of the extension types, each with its reason to be there.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from shmtensor._codec cimport Encoder
 from shmtensor._cshmt cimport shmt_death_cursor, shmt_lease, shmt_segment, shmt_slot
 from shmtensor._views cimport Field, Hold, Place
 
@@ -35,6 +36,7 @@ cdef class Buffer(Segment):
     cdef bint flat              # the spec is a dict without dicts in it
     cdef bint all_numpy         # numpy has every field's dtype
     cdef bint dynamic           # some field has a shape table
+    cdef public bint waits_for_anybody  # also for who is not there yet: no PeersGone
     cdef readonly object spec
     cdef shmt_death_cursor deaths_read  # how far this process has read the log of deaths
     cdef public object _watch   # deaths.Watch: who wants to hear of deaths; None: nobody
@@ -54,6 +56,16 @@ cdef class Buffer(Segment):
     cdef object item(self, shmt_slot *s, bint copy, bint torch, bint requeue=*)
     cdef object arrays(self, shmt_slot *s, Hold hold, bint copy, bint torch)
     cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch)
+
+
+cdef class Objects(Buffer):
+    cdef list encoders             # that nobody uses just now
+    cdef readonly uint32_t keep    # slots that views may keep; above it whoever receives has copies
+    cdef readonly bint copies      # always
+    cdef readonly uint64_t copied  # objects that were copied lest their views keep too many slots
+
+    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s) except -1
+    cdef object take(self, shmt_slot *s)
 
 
 cdef class Held:

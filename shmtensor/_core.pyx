@@ -5,6 +5,7 @@
     Buffer   a segment with slots and fields        _buffer.pxi (TensorBuffer)
     Slot     a claimed or acquired slot             _slot.pxi
     Batch    up to 64 of them that follow each other
+    Objects  a segment with slots and any objects   _objects.pxi (Queue)
 
 One module and not several, because the C core's state - which handles live in this process - must be there once.
 
@@ -17,13 +18,14 @@ from cpython.list cimport PyList_GET_ITEM
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 cimport cython
 cimport numpy as cnp
 
 from shmtensor.errors import ClosedError, LeaseLost, error_from
 
+from shmtensor._codec cimport Encoder, decode, is_apart
 from shmtensor._cshmt cimport *
 from shmtensor._views cimport Field, Hold, Owner, Place, find_torch, hold_new
 
@@ -38,9 +40,10 @@ cdef extern from "numpy/arrayobject.h":
         PyObject *weakreflist
 
 cdef extern from "errno.h":
-    int EAGAIN, EINTR, ETIMEDOUT, EINVAL, EUCLEAN
+    int EAGAIN, EINTR, EOWNERDEAD, ERANGE, ETIMEDOUT, EINVAL, EUCLEAN
 
 cdef int _EAGAIN = EAGAIN, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT, _EUCLEAN = EUCLEAN
+cdef int _EOWNERDEAD = EOWNERDEAD, _ERANGE = ERANGE
 
 cdef int64_t STEP_NS = 100_000_000  # how long Ctrl-C may have to wait at most
 
@@ -128,3 +131,4 @@ def sweep(bint dry_run=False):
 include "_segment.pxi"
 include "_buffer.pxi"
 include "_slot.pxi"
+include "_objects.pxi"

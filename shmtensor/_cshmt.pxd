@@ -138,6 +138,10 @@ cdef extern from "shmt.h" nogil:
     uint32_t shmt_lease_count(const shmt_lease *lease)
 
     void shmt_shutdown(shmt_segment *seg)
+    uint32_t shmt_slots_reading(const shmt_segment *seg)
+    uint64_t shmt_tasks_unfinished(shmt_segment *seg)
+    int shmt_tasks_done(shmt_segment *seg, uint32_t n)
+    int shmt_tasks_join(shmt_segment *seg, int64_t deadline_ns)
 
     ctypedef struct shmt_stats:
         uint64_t claims

@@ -32,9 +32,22 @@ from shmtensor.spec import Spec, _did_you_mean, _enumerate
 __all__ = ["TensorBuffer"]
 
 
-def _default_stride() -> int:
+def default_stride() -> int:
     """How far a growing slot may grow: a quarter of the machine's memory. It costs address space, not memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def no_room(buffer: Buffer, code: int, what: str, nbytes: int) -> Exception:
+    """The exception for a slot that cannot grow to ``nbytes``, naming what is in the way."""
+    if code != errno.EMSGSIZE:
+        return shortage(code, what, nbytes, buffer.name) or error_from(code, what)
+    info = buffer._info
+    knob = (
+        "its creator's limits allowed no more: raise `ulimit -v` (address space) and `ulimit -f` (file size)"
+        if info["shrunk"]
+        else "raise max_slot_nbytes="
+    )
+    return ValueError(f"{what} needs a slot of {nbytes:,} bytes, and slots can grow to {info['slot_stride']:,}: {knob}")
 
 
 class TensorBuffer(Buffer):
@@ -124,7 +137,7 @@ class TensorBuffer(Buffer):
             )
         stride = 0
         if grow:
-            stride = _default_stride() if max_slot_nbytes is None else max_slot_nbytes
+            stride = default_stride() if max_slot_nbytes is None else max_slot_nbytes
             stride = min(max(stride, parsed.nbytes), (NBYTES_MAX - 2**32) // slots)
         what = f"creating a buffer of {slots} slots of {parsed.nbytes:,} bytes" + (f" named {name!r}" if name else "")
         check_total(what, parsed.nbytes * slots, "lower slots=, or make the fields smaller")
@@ -301,17 +314,7 @@ class TensorBuffer(Buffer):
         return TimeoutError(explain(self, verb, timeout, now, [look for look in (last, before) if look is not None]))
 
     def _no_room(self, code: int, what: str, nbytes: int) -> Exception:
-        if code == errno.EMSGSIZE:
-            info = self._info
-            knob = (
-                "its creator's limits allowed no more: raise `ulimit -v` (address space) and `ulimit -f` (file size)"
-                if info["shrunk"]
-                else "raise max_slot_nbytes="
-            )
-            return ValueError(
-                f"{what} needs a slot of {nbytes:,} bytes, and slots can grow to {info['slot_stride']:,}: {knob}"
-            )
-        return shortage(code, what, nbytes, self.name) or error_from(code, what)
+        return no_room(self, code, what, nbytes)
 
     def _unknown(self, key: object) -> KeyError:
         known = [f.path for f in self.spec.fields]

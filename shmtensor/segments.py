@@ -85,20 +85,24 @@ def check_total(what: str, nbytes: int, knobs: str) -> None:
         )
 
 
-def created(segment: Segment, rc: int, what: str, name: str | None, nbytes: int) -> None:
+def created(
+    segment: Segment, rc: int, what: str, name: str | None, nbytes: int, *, closes_at_exit: bool = True
+) -> None:
     """Raises for the -errno of a create, naming the limit that was in the way; ``nbytes`` of memory were wanted."""
     if rc == 0:
-        _open.add(segment)
+        if closes_at_exit:
+            _open.add(segment)
         return
     if rc == -errno.EEXIST:
         raise FileExistsError(errno.EEXIST, f"{what}: the name is in use; attach to it, or choose another")
     raise shortage(-rc, what, nbytes, name) or refused(-rc, what, name) or error_from(-rc, what)
 
 
-def attached(segment: Segment, rc: int, what: str, name: str | None = None) -> None:
+def attached(segment: Segment, rc: int, what: str, name: str | None = None, *, closes_at_exit: bool = True) -> None:
     """Raises for the -errno of an attach, saying what would help."""
     if rc == 0:
-        _open.add(segment)
+        if closes_at_exit:
+            _open.add(segment)
         return
     if rc in (-errno.EPERM, -errno.EACCES) and name is not None:
         raise PermissionError(
@@ -117,8 +121,6 @@ def attached(segment: Segment, rc: int, what: str, name: str | None = None) -> N
 class _Attachable(Protocol):
     @classmethod
     def _from_fd(cls, fd: int) -> Any: ...
-    @classmethod
-    def attach(cls, name: str) -> Any: ...
 
 
 def handle_of(segment: Segment) -> tuple[Any, ...]:
@@ -135,7 +137,7 @@ def _family() -> str:
 def from_handle(cls: type[_Attachable], kind: str, value: Any, family: str = "") -> Any:
     """Attaches to what handle_of() described, in the process where it was unpickled."""
     if kind == "name":
-        return cls.attach(value)
+        return cls.attach(value)  # type: ignore[attr-defined]  # whoever has a name has this too
     # Asked beforehand: with a wrong key the process that pickled would print a traceback of its own.
     if family != _family():
         raise _not_sent(cls, "it was pickled by a process that multiprocessing did not make, nor was made by")

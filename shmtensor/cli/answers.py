@@ -239,7 +239,10 @@ def _running(
     finally:
         for process in processes:
             process.terminate()
-        watcher.join()
+        watcher.join(PATIENCE)
+        for process in processes:
+            process.kill()
+        watcher.join(PATIENCE)
 
 
 def _work(work: Callable[..., None], *arguments: Any) -> None:

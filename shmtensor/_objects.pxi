@@ -1,0 +1,139 @@
+# _objects.pxi - a segment with slots whose items are any objects: the codec between the verbs.
+
+cdef class Objects(Buffer):
+    """Sends and receives objects; queue.py makes the standard library's interfaces of it."""
+
+    def __cinit__(self):
+        self.encoders = []
+
+    def _set_objects(self, spec, uint32_t spin_us, uint32_t keep, bint copies):
+        self._set_spec(spec, spin_us)
+        self.keep = keep
+        self.copies = copies
+
+    def send(self, x, timeout=None):
+        """Encodes ``x`` into a slot and publishes it, waiting up to ``timeout`` seconds (None: for ever) for one.
+
+        Raises what pickling raises before a slot is claimed; then as Buffer.claim() and Slot.reserve().
+        """
+        cdef shmt_slot s
+        cdef uint64_t word, nbytes
+        cdef Encoder encoder = self.encoders.pop() if self.encoders else Encoder()
+        nbytes = encoder.measure(x)
+        try:
+            self.wait(CLAIM, 1, &word, &s, timeout)
+            self.forward(encoder, nbytes, &s)
+        finally:
+            encoder.done()
+            self.encoders.append(encoder)
+
+    def try_send(self, x):
+        """Whether there was a free slot; else, and if it is refused, nothing was sent."""
+        cdef shmt_slot s
+        cdef uint64_t nbytes
+        cdef int rc
+        cdef Encoder encoder = self.encoders.pop() if self.encoders else Encoder()
+        nbytes = encoder.measure(x)
+        try:
+            rc = shmt_slot_try_claim(self.open_seg(), &s)
+            if rc == -_EAGAIN:
+                return False
+            self.check_verb(rc, CLAIM)
+            self.pins += 1
+            self.forward(encoder, nbytes, &s)
+            return True
+        finally:
+            encoder.done()
+            self.encoders.append(encoder)
+
+    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s) except -1:
+        """Fills and publishes a slot that was just claimed, and gives up the caller's pin."""
+        try:
+            if s.nbytes < nbytes:
+                self.grow(s, nbytes, "an object")
+            encoder.write(s.data)
+            check(shmt_slot_publish(self.seg, s, nbytes, 0), "publishing a slot")
+        except BaseException:
+            shmt_slot_abort(self.seg, s)  # published or lost already: does nothing
+            raise
+        finally:
+            self.unpin()
+        return 0
+
+    def send_message(self, cnp.ndarray message not None, timeout=None):
+        """As send(), of what _codec.encode_to_array() made."""
+        cdef shmt_slot s
+        cdef uint64_t word, nbytes = cnp.PyArray_NBYTES(message)
+        cdef const uint8_t *data = <const uint8_t *>cnp.PyArray_DATA(message)
+        self.wait(CLAIM, 1, &word, &s, timeout)
+        try:
+            if s.nbytes < nbytes:
+                self.grow(&s, nbytes, "an object")
+            with nogil:
+                memcpy(s.data, data, nbytes)
+            check(shmt_slot_publish(self.seg, &s, nbytes, 0), "publishing a slot")
+        except BaseException:
+            shmt_slot_abort(self.seg, &s)
+            raise
+        finally:
+            self.unpin()
+
+    def receive(self, timeout=None):
+        """The oldest object, waiting up to ``timeout`` seconds (None: for ever) for one. Its large arrays are views of
+        the slot, which is released when the last of them dies; raises as Buffer.acquire(), and what decoding raises:
+        the object is then gone."""
+        cdef shmt_slot s
+        cdef uint64_t word
+        self.wait(ACQUIRE, 1, &word, &s, timeout)
+        return self.take(&s)
+
+    cdef object take(self, shmt_slot *s):
+        """Decodes what was just acquired, and gives up the caller's pin."""
+        cdef shmt_lease *lease
+        cdef bint copy = self.copies
+        if not is_apart(s.data, s.nbytes):
+            try:
+                return decode(s.data, s.nbytes, NULL, NULL, True)
+            finally:
+                shmt_slot_release(self.seg, s)
+                self.unpin()
+        if not copy and shmt_slots_reading(self.seg) > self.keep:
+            copy = True
+            self.copied += 1
+        lease = self.lease_of(s, &s.word, 1)
+        try:
+            return decode(s.data, s.nbytes, lease, &LEASE, copy)
+        finally:
+            shmt_lease_drop(lease)
+
+    # ---- how much is done
+
+    def tasks_done(self, uint32_t n=1):
+        """Counts n objects as dealt with. Raises ValueError if that would be more than were ever sent."""
+        cdef int rc
+        self.pin()
+        try:
+            rc = shmt_tasks_done(self.seg, n)
+        finally:
+            self.unpin()
+        if rc == -_ERANGE:
+            raise ValueError("task_done() called too many times")
+        check(rc, "counting what is done")
+
+    @property
+    def unfinished(self):
+        """Objects sent and not counted as done."""
+        return shmt_tasks_unfinished(self.open_seg())
+
+    def tasks_join(self):
+        """Waits until all that was sent is counted as done."""
+        cdef int rc = -_EINTR
+        self.pin()
+        try:
+            while rc == -_EINTR or rc == -_ETIMEDOUT:
+                PyErr_CheckSignals()
+                with nogil:
+                    rc = shmt_tasks_join(self.seg, shmt_now_ns() + STEP_NS)
+        finally:
+            self.unpin()
+        check(rc, "waiting until all is done")

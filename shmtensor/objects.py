@@ -1,0 +1,61 @@
+"""The slots of a queue: how they are created and passed on, and what is said when one cannot be had."""
+
+from __future__ import annotations
+
+import queue
+
+from shmtensor._core import Objects
+from shmtensor.buffer import default_stride, no_room
+from shmtensor.segments import NBYTES_MAX, attached, created
+from shmtensor.spec import Spec
+
+__all__ = ["ObjectSlots"]
+
+_MEMBERS = 1024  #: processes that may use a queue at once
+_FIRST = 4096  #: bytes that each slot has from the start: most objects need no more
+_BYTES = Spec.parse(((None,), "uint8"))
+
+
+class ObjectSlots(Objects):
+    """Objects in slots that grow, anonymous; errors are those of the queue module."""
+
+    @classmethod
+    def create(cls, slots: int, *, max_slot_nbytes: int | None) -> ObjectSlots:
+        stride = default_stride() if max_slot_nbytes is None else max(max_slot_nbytes, _FIRST)
+        self = cls.__new__(cls)
+        rc = self._create(
+            name=None,
+            slot_nbytes=_FIRST,
+            slot_stride=min(stride, (NBYTES_MAX - 2**32) // slots),
+            slots=slots,
+            members=_MEMBERS,
+            grow=True,
+            drop=True,
+            meta=_BYTES.dumps(),
+        )
+        created(self, rc, f"creating a queue of {slots} slots", None, _FIRST * slots, closes_at_exit=False)
+        return self
+
+    def begin(self, keep: int, copies: bool, spin_us: int) -> None:
+        """After create() or an attach: how this process receives."""
+        self._set_objects(_BYTES, spin_us, keep, copies)
+        self.waits_for_anybody = True
+        self.spin_us = spin_us
+
+    @classmethod
+    def _from_fd(cls, fd: int) -> ObjectSlots:
+        self = cls.__new__(cls)
+        attached(self, self._attach_fd(fd), "attaching to a queue by descriptor", closes_at_exit=False)
+        return self
+
+    def __len__(self) -> int:
+        return int(self.stats()["ready"])
+
+    def _look(self) -> None:
+        """No explanation is asked for: Full and Empty have none."""
+
+    def _timed_out(self, verb: str, timeout: float, before: object = None) -> Exception:
+        return queue.Full() if verb == "claim" else queue.Empty()
+
+    def _no_room(self, code: int, what: str, nbytes: int) -> Exception:
+        return no_room(self, code, what, nbytes)
