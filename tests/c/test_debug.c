@@ -47,6 +47,29 @@ static void a_slot_may_be_touched_while_it_is_ours(void) {
     shmt_segment_drop(seg);
 }
 
+/* Whoever watches a segment that was made without: pages are not guarded, the rest is as ever. Nor is there anything to
+ * guard in one without slots. */
+static void of_one_that_was_made_without(void) {
+    shmt_segment *made = make(4, 0, 0);
+    CHECK_EQ(setenv("SHMTENSOR_DEBUG", "1", 1), 0);
+    shmt_segment *seg = same(made);
+    shmt_segment *plain = make_config((shmt_config){.slot_nbytes = 8, .members = 2});
+    CHECK_EQ(unsetenv("SHMTENSOR_DEBUG"), 0);
+    CHECK(seg->debug && seg->geo.slot_stride % SHMT_PAGE != 0);
+    plain->base[plain->geo.data_offset] = 1;
+    shmt_slot slot;
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    slot.data[0] = 7;
+    CHECK_EQ(shmt_slot_publish(seg, &slot, 8, 0), 0);
+    CHECK_EQ(shmt_slot_try_acquire(seg, &slot), 0);
+    CHECK_EQ(slot.data[0], 7);
+    CHECK_EQ(shmt_slot_release(seg, &slot), 0);
+    CHECK_EQ(slot.data[0], 0xdb);
+    shmt_segment_drop(plain);
+    shmt_segment_drop(seg);
+    shmt_segment_drop(made);
+}
+
 static void what_was_released_is_gone(void) {
     shmt_segment *seg = watched(0);
     shmt_slot slot;
@@ -188,6 +211,6 @@ static void a_word_that_comes_back_hurts_nobody(void) {
     shmt_segment_drop(seg);
 }
 
-TESTS(TEST(a_slot_may_be_touched_while_it_is_ours), TEST(what_was_released_is_gone), TEST(batches_and_growing_slots),
-      TEST(a_forked_child_joins), TEST(broken_rules_are_named), TEST(poison_is_never_handed_out),
-      TEST(a_word_that_comes_back_hurts_nobody))
+TESTS(TEST(a_slot_may_be_touched_while_it_is_ours), TEST(of_one_that_was_made_without), TEST(what_was_released_is_gone),
+      TEST(batches_and_growing_slots), TEST(a_forked_child_joins), TEST(broken_rules_are_named),
+      TEST(poison_is_never_handed_out), TEST(a_word_that_comes_back_hurts_nobody))
