@@ -3,7 +3,7 @@
     with st.TensorBuffer.create({"image": ((3, 224, 224), "uint8")}, slots=8) as buf: ...
 
 TensorBuffer hands items from producers to consumers; SharedTensor is one array that processes share. Queue,
-JoinableQueue and SimpleQueue are multiprocessing's, for any objects; get_context() has them in place of its own.
+JoinableQueue, SimpleQueue and Pool are multiprocessing's, for any objects; get_context() has them in place of its own.
 """
 
 from shmtensor._core import Batch, Slot
@@ -19,7 +19,9 @@ from shmtensor.errors import (
     ShmLayoutError,
     ShmNoSpaceError,
     ShutDown,
+    WorkerDied,
 )
+from shmtensor.pool import Pool
 from shmtensor.queue import JoinableQueue, Queue, SimpleQueue
 from shmtensor.spec import Field, Spec
 from shmtensor.tensor import SharedTensor
@@ -33,6 +35,7 @@ __all__ = [
     "JoinableQueue",
     "LeaseLost",
     "PeersGone",
+    "Pool",
     "Queue",
     "SharedTensor",
     "ShmError",
@@ -43,6 +46,7 @@ __all__ = [
     "Slot",
     "Spec",
     "TensorBuffer",
+    "WorkerDied",
     "__version__",
     "get_context",
 ]

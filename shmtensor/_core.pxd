@@ -64,8 +64,13 @@ cdef class Objects(Buffer):
     cdef readonly bint copies      # always
     cdef readonly uint64_t copied  # objects that were copied lest their views keep too many slots
 
-    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s) except -1
+    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s, uint64_t tag) except -1
     cdef object take(self, shmt_slot *s)
+    cdef bint must_copy(self) noexcept
+
+
+cdef class Kept:
+    cdef shmt_lease *lease
 
 
 cdef class Held:

@@ -11,8 +11,9 @@ cdef class Objects(Buffer):
         self.keep = keep
         self.copies = copies
 
-    def send(self, x, timeout=None):
-        """Encodes ``x`` into a slot and publishes it, waiting up to ``timeout`` seconds (None: for ever) for one.
+    def send(self, x, timeout=None, uint64_t tag=0):
+        """Encodes ``x`` into a slot and publishes it, waiting up to ``timeout`` seconds (None: for ever) for one. ``tag``
+        goes along with it.
 
         Raises what pickling raises before a slot is claimed; then as Buffer.claim() and Slot.reserve().
         """
@@ -22,12 +23,12 @@ cdef class Objects(Buffer):
         nbytes = encoder.measure(x)
         try:
             self.wait(CLAIM, 1, &word, &s, timeout)
-            self.forward(encoder, nbytes, &s)
+            self.forward(encoder, nbytes, &s, tag)
         finally:
             encoder.done()
             self.encoders.append(encoder)
 
-    def try_send(self, x):
+    def try_send(self, x, uint64_t tag=0):
         """Whether there was a free slot; else, and if it is refused, nothing was sent."""
         cdef shmt_slot s
         cdef uint64_t nbytes
@@ -40,19 +41,19 @@ cdef class Objects(Buffer):
                 return False
             self.check_verb(rc, CLAIM)
             self.pins += 1
-            self.forward(encoder, nbytes, &s)
+            self.forward(encoder, nbytes, &s, tag)
             return True
         finally:
             encoder.done()
             self.encoders.append(encoder)
 
-    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s) except -1:
+    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s, uint64_t tag) except -1:
         """Fills and publishes a slot that was just claimed, and gives up the caller's pin."""
         try:
             if s.nbytes < nbytes:
                 self.grow(s, nbytes, "an object")
             encoder.write(s.data)
-            check(shmt_slot_publish(self.seg, s, nbytes, 0), "publishing a slot")
+            check(shmt_slot_publish(self.seg, s, nbytes, tag), "publishing a slot")
         except BaseException:
             shmt_slot_abort(self.seg, s)  # published or lost already: does nothing
             raise
@@ -90,21 +91,45 @@ cdef class Objects(Buffer):
     cdef object take(self, shmt_slot *s):
         """Decodes what was just acquired, and gives up the caller's pin."""
         cdef shmt_lease *lease
-        cdef bint copy = self.copies
+        cdef bint copy
         if not is_apart(s.data, s.nbytes):
             try:
                 return decode(s.data, s.nbytes, NULL, NULL, True)
             finally:
                 shmt_slot_release(self.seg, s)
                 self.unpin()
-        if not copy and shmt_slots_reading(self.seg) > self.keep:
-            copy = True
-            self.copied += 1
+        copy = self.must_copy()
         lease = self.lease_of(s, &s.word, 1)
         try:
             return decode(s.data, s.nbytes, lease, &LEASE, copy)
         finally:
             shmt_lease_drop(lease)
+
+    cdef bint must_copy(self) noexcept:
+        """Whether views of what was just acquired would keep more slots than may be kept."""
+        if self.copies:
+            return True
+        if shmt_slots_reading(self.seg) <= self.keep:
+            return False
+        self.copied += 1
+        return True
+
+    def receive_kept(self, timeout=None):
+        """As receive(), but the slot stays this process's until the fourth of what is returned is released: (tag,
+        object, None or what decoding it raised, Kept)."""
+        cdef shmt_slot s
+        cdef uint64_t word
+        cdef bint copy
+        cdef object x = None, error = None
+        cdef Kept kept = Kept.__new__(Kept)
+        self.wait(ACQUIRE, 1, &word, &s, timeout)
+        copy = is_apart(s.data, s.nbytes) and self.must_copy()
+        kept.lease = self.lease_of(&s, &s.word, 1)
+        try:
+            x = decode(s.data, s.nbytes, kept.lease, &LEASE, copy)
+        except Exception as e:
+            error = e
+        return s.tag, x, error, kept
 
     # ---- how much is done
 
@@ -137,3 +162,17 @@ cdef class Objects(Buffer):
         finally:
             self.unpin()
         check(rc, "waiting until all is done")
+
+
+@cython.final
+@cython.no_gc
+cdef class Kept:
+    """A slot that was received. Dropped without release(), it stays taken: whoever looks at what a dead process held
+    must find it, however the process came to its end."""
+
+    def release(self):
+        """The slot is free once no view of it is left. Twice does nothing."""
+        cdef shmt_lease *lease = self.lease
+        self.lease = NULL
+        if lease != NULL:
+            shmt_lease_drop(lease)

@@ -1,18 +1,20 @@
-"""get_context(): multiprocessing's contexts with our queues, so that existing code changes one line."""
+"""get_context(): multiprocessing's contexts with our queues and pool, so that existing code changes one line."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable, Iterable
 from multiprocessing import context
 from typing import Any
 
+from shmtensor.pool import Pool
 from shmtensor.queue import JoinableQueue, Queue, SimpleQueue
 
 __all__ = ["get_context"]
 
 
 class _Queues:
-    """What is ours in a context: the three queues."""
+    """What is ours in a context: the three queues and the pool."""
 
     def Queue(self, maxsize: int = 0) -> Queue:
         """Returns a shmtensor.Queue."""
@@ -25,6 +27,20 @@ class _Queues:
     def SimpleQueue(self) -> SimpleQueue:
         """Returns a shmtensor.SimpleQueue."""
         return SimpleQueue(ctx=self)
+
+    def Pool(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+    ) -> Pool:
+        """Returns a shmtensor.Pool."""
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self)
+
+    def without_ours(self) -> Any:
+        """multiprocessing's own context of this start method."""
+        return multiprocessing.get_context(self.get_start_method())  # type: ignore[attr-defined]
 
     def get_context(self, method: str | None = None) -> Any:
         """This context, or that of another start method."""
@@ -47,7 +63,7 @@ _CONTEXTS: dict[str, Any] = {"fork": _Fork(), "spawn": _Spawn(), "forkserver": _
 
 
 def get_context(method: str | None = None) -> Any:
-    """A multiprocessing context whose Queue, JoinableQueue and SimpleQueue are ours; all else is as it is there.
+    """A multiprocessing context whose Queue, JoinableQueue, SimpleQueue and Pool are ours; all else is as it is there.
 
     Args:
         method: "fork", "spawn" or "forkserver"; None: multiprocessing's own default.

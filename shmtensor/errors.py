@@ -14,6 +14,7 @@ __all__ = [
     "ShmLayoutError",
     "ShmNoSpaceError",
     "ShutDown",
+    "WorkerDied",
     "error_from",
 ]
 
@@ -36,6 +37,10 @@ class LeaseLost(ShmError):
 
 class PeersGone(ShmError):
     """Nobody is left alive who could end this wait."""
+
+
+class WorkerDied(ShmError):
+    """A worker process died while it had this task."""
 
 
 class ClosedError(ShmError, ValueError):

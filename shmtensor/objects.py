@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
+from multiprocessing import context
+from typing import Any
 
 from shmtensor._core import Objects
 from shmtensor.buffer import default_stride, no_room
-from shmtensor.segments import NBYTES_MAX, attached, created
+from shmtensor.segments import NBYTES_MAX, attached, created, from_handle, handle_of
 from shmtensor.spec import Spec
 
 __all__ = ["ObjectSlots"]
@@ -48,6 +50,10 @@ class ObjectSlots(Objects):
         attached(self, self._attach_fd(fd), "attaching to a queue by descriptor", closes_at_exit=False)
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        context.assert_spawning(self)
+        return _received, (handle_of(self), self.keep, self.copies, self.spin_us)
+
     def __len__(self) -> int:
         return int(self.stats()["ready"])
 
@@ -59,3 +65,9 @@ class ObjectSlots(Objects):
 
     def _no_room(self, code: int, what: str, nbytes: int) -> Exception:
         return no_room(self, code, what, nbytes)
+
+
+def _received(handle: tuple[Any, ...], keep: int, copies: bool, spin_us: int) -> ObjectSlots:
+    slots: ObjectSlots = from_handle(ObjectSlots, *handle)
+    slots.begin(keep, copies, spin_us)
+    return slots

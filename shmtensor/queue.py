@@ -16,7 +16,7 @@ from typing import Any
 from shmtensor.errors import ShutDown
 from shmtensor.feeder import Feeder
 from shmtensor.objects import ObjectSlots
-from shmtensor.segments import NBYTES_MAX, check_int, from_handle, handle_of
+from shmtensor.segments import NBYTES_MAX, check_int
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
@@ -41,16 +41,12 @@ class _Base:
 
     def _init(self) -> None: ...
 
-    def __getstate__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> tuple[ObjectSlots, int]:
         context.assert_spawning(self)
-        slots = self._slots
-        return handle_of(slots), self._maxsize, slots.keep, slots.copies, slots.spin_us
+        return self._slots, self._maxsize
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        handle, maxsize, keep, copies, spin_us = state
-        slots = from_handle(ObjectSlots, *handle)
-        slots.begin(keep, copies, spin_us)
-        self._open(slots, maxsize)
+    def __setstate__(self, state: tuple[ObjectSlots, int]) -> None:
+        self._open(*state)
 
     def _check_open(self) -> None:
         if self._closed:

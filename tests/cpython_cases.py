@@ -20,6 +20,7 @@ CLASSES: dict[str, Any] = {
     "Queue": st.Queue,
     "JoinableQueue": st.JoinableQueue,
     "SimpleQueue": st.SimpleQueue,
+    "Pool": st.Pool,
 }
 
 #: Where ours does something else, and why.
@@ -33,6 +34,7 @@ DEVIATIONS = {
 class OurClasses(theirs.ProcessesMixin):
     Queue = staticmethod(st.Queue)
     JoinableQueue = staticmethod(st.JoinableQueue)
+    Pool = staticmethod(st.Pool)
 
     def setUp(self) -> None:
         super().setUp()
@@ -42,11 +44,23 @@ class OurClasses(theirs.ProcessesMixin):
             raise unittest.SkipTest(reason)
 
 
-class TestQueue(OurClasses, theirs._TestQueue, unittest.TestCase):  # type: ignore[misc]
+class TestQueue(theirs._TestQueue, OurClasses, unittest.TestCase):  # type: ignore[misc]
     pass
 
 
 class TestSimpleQueue(OurClasses, theirs.TestSimpleQueue):  # type: ignore[misc]
+    pass
+
+
+class TestPool(theirs._TestPool, OurClasses, unittest.TestCase):  # type: ignore[misc]
+    pass
+
+
+class TestPoolWorkerErrors(theirs._TestPoolWorkerErrors, OurClasses, unittest.TestCase):  # type: ignore[misc]
+    pass
+
+
+class TestPoolWorkerLifetime(theirs._TestPoolWorkerLifetime, OurClasses, unittest.TestCase):  # type: ignore[misc]
     pass
 
 

@@ -181,7 +181,7 @@ WEAKER = [
     Weaker("O1", "the push is not before the look at W", READY, (order(PUSH, "acq_rel"),)),
     Weaker("O1", "the second try is not after W", READY, (order(CELL, "acquire"),)),
     Weaker("O2", "write_seq does not acquire", PUSH_LAP, (order(WRITE_SEQ, "relaxed"),)),
-    Weaker("O2", "write_seq does not release", PUSH_LAP, (order(WRITE_SEQ_ON, "acquire", 2),)),
+    Weaker("O2", "write_seq does not release", PUSH_LAP, (order(WRITE_SEQ_ON, "acquire", 3),)),
     Weaker("O3", "read_seq does not acquire", TAKE_LAP, (order(READ_SEQ, "relaxed"),)),
     Weaker("E1", "W is not before the second try", READY, (order(SET_W, "acq_rel"),)),
     Weaker("E1", "W is not before the second try, on the other side", FREE, (order(SET_W, "acq_rel"),)),
