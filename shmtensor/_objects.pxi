@@ -12,8 +12,8 @@ cdef class Objects(Buffer):
         self.copies = copies
 
     def send(self, x, timeout=None, uint64_t tag=0):
-        """Encodes ``x`` into a slot and publishes it, waiting up to ``timeout`` seconds (None: for ever) for one. ``tag``
-        goes along with it.
+        """Encodes ``x`` into a slot and publishes it, and ``tag`` with it, waiting up to ``timeout`` seconds (None: for
+        ever) for one.
 
         Raises what pickling raises before a slot is claimed; then as Buffer.claim() and Slot.reserve().
         """
