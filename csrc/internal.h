@@ -43,7 +43,6 @@ struct shmt_segment {
     uint64_t *mapped; /* SHMT_GROW: bytes of each slot that this process has mapped */
     uint32_t spin_us;
     uint32_t ring_shift; /* log2 of geo.ring */
-    bool few_hot_slots;  /* claim from index 0: large payloads stay in few warm slots */
     bool debug;          /* SHMTENSOR_DEBUG */
     const char *debug_reason;
 
@@ -52,6 +51,7 @@ struct shmt_segment {
     shmt_atomic32 member;     /* 1..members */
     shmt_atomic32 roles;
     shmt_atomic32 cursor;         /* where the next claim begins to look */
+    shmt_atomic32 few_hot_slots;  /* 1: at index 0 instead, so that large payloads stay in few warm slots */
     shmt_atomic64 read_seen;      /* a read_seq seen earlier: bounds how full the ring can be */
     shmt_atomic32 reclaiming;     /* one thread at a time; a thread lock of this process, never waited for */
     uint32_t populated;           /* fork generation in which the reserved pages were mapped */

@@ -206,6 +206,10 @@ uint32_t shmt_lease_count(const shmt_lease *lease);
 /* Ends the stream for everybody: claims fail with -ESHUTDOWN, acquires drain what was published, then do so too. */
 void shmt_shutdown(shmt_segment *seg);
 
+/* Where this process's claims begin to look: at the first slot, so that large payloads stay in few warm slots (the default
+ * for slots of 4 MiB, and for those that grow), or where its last one ended, which keeps producers off each other's slots. */
+void shmt_slots_prefer_few(shmt_segment *seg, bool few);
+
 /* Slots that somebody is reading now. */
 uint32_t shmt_slots_reading(const shmt_segment *seg);
 

@@ -12,11 +12,16 @@
 
 #include "internal.h"
 
+void shmt_slots_prefer_few(shmt_segment *seg, bool few) {
+    shmt_store_relaxed(&seg->few_hot_slots, few ? 1 : 0); /* a hint of this process */
+}
+
 /* Claims up to n consecutive FREE slots, looking at no more than `probes` words from this member's own cursor on. Private
  * cursors keep producers off each other's lines; a shared free list made the stream four times slower. */
 int shmt_slots_claim(shmt_segment *seg, uint32_t probes, uint32_t n, uint64_t *words, uint32_t *first) {
     const uint32_t slots = seg->geo.slots, me = shmt_me(seg);
-    uint32_t at = seg->few_hot_slots ? 0 : shmt_load_relaxed(&seg->cursor); /* a hint of this process */
+    bool few = shmt_load_relaxed(&seg->few_hot_slots) != 0;  /* a hint of this process */
+    uint32_t at = few ? 0 : shmt_load_relaxed(&seg->cursor); /* likewise */
     at = at < slots ? at : 0;
     uint32_t got = 0;
     for (uint32_t k = 0; k < probes && got < n; k++) {

@@ -138,6 +138,7 @@ cdef extern from "shmt.h" nogil:
     uint32_t shmt_lease_count(const shmt_lease *lease)
 
     void shmt_shutdown(shmt_segment *seg)
+    void shmt_slots_prefer_few(shmt_segment *seg, bint few)
     uint32_t shmt_slots_reading(const shmt_segment *seg)
     uint64_t shmt_tasks_unfinished(shmt_segment *seg)
     int shmt_tasks_done(shmt_segment *seg, uint32_t n)

@@ -1,5 +1,7 @@
 # _objects.pxi - a segment with slots whose items are any objects: the codec between the verbs.
 
+cdef uint64_t SMALL = 4096  # bytes that any slot of a queue has; what is larger goes to those that have grown already
+
 cdef class Objects(Buffer):
     """Sends and receives objects; queue.py makes the standard library's interfaces of it."""
 
@@ -22,6 +24,7 @@ cdef class Objects(Buffer):
         cdef Encoder encoder = self.encoders.pop() if self.encoders else Encoder()
         nbytes = encoder.measure(x)
         try:
+            shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
             self.wait(CLAIM, 1, &word, &s, timeout)
             self.forward(encoder, nbytes, &s, tag)
         finally:
@@ -36,7 +39,8 @@ cdef class Objects(Buffer):
         cdef Encoder encoder = self.encoders.pop() if self.encoders else Encoder()
         nbytes = encoder.measure(x)
         try:
-            rc = shmt_slot_try_claim(self.open_seg(), &s)
+            shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
+            rc = shmt_slot_try_claim(self.seg, &s)
             if rc == -_EAGAIN:
                 return False
             self.check_verb(rc, CLAIM)
@@ -66,6 +70,7 @@ cdef class Objects(Buffer):
         cdef shmt_slot s
         cdef uint64_t word, nbytes = cnp.PyArray_NBYTES(message)
         cdef const uint8_t *data = <const uint8_t *>cnp.PyArray_DATA(message)
+        shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
         self.wait(CLAIM, 1, &word, &s, timeout)
         try:
             if s.nbytes < nbytes:

@@ -38,6 +38,7 @@ from shmtensor.segments import NBYTES_MAX, check_int
 
 __all__ = ["Pool"]
 
+_RESULTS = 64  #: slots for results, if nobody says otherwise
 _TICK = 0.1  #: seconds between two looks at who died
 _Task = tuple[Any, ...]  # of multiprocessing.pool: (job, i, function, arguments, keyword arguments)
 _Result = tuple[Any, ...]  # likewise: (job, i, (whether it succeeded, value or exception))
@@ -260,7 +261,8 @@ class Pool(pool.Pool):
         processes, initializer, initargs, maxtasksperchild, context: as there.
         retries: how often a task is given to another worker if its worker dies; after that, and with 0, whoever waits
             for it gets WorkerDied. A task that is not safe to run twice needs 0.
-        slots: how many tasks, and how many results, are in shared memory at once. None: four for each worker.
+        slots: how many results are in shared memory at once, those that are kept included; a slot costs memory when a
+            result needs it. None: 64, or four for each worker.
         max_slot_nbytes: bytes that one task or result may take. None: a quarter of the machine's memory.
         copy: True: results are always received as copies. Else they are as long as views keep half of the slots.
 
@@ -285,23 +287,27 @@ class Pool(pool.Pool):
         self._pool: list[Any] = []
         self._state = pool.INIT  # for __del__, if this raises
         check_int("retries", retries, 0, 2**31)
+        some = min(
+            max(4 * (processes or os.cpu_count() or 1), 8), 4096
+        )  # so that no worker waits
         if slots is None:
-            slots = min(max(4 * (processes or os.cpu_count() or 1), 8), 4096)
+            slots = max(some, _RESULTS)
         check_int("slots", slots, 1, 65535)
         if max_slot_nbytes is not None:
             check_int("max_slot_nbytes", max_slot_nbytes, 1, NBYTES_MAX)
-        self._options = retries, slots, max_slot_nbytes, bool(copy)
+        self._options = retries, some, slots, max_slot_nbytes, bool(copy)
         if context is not None and hasattr(context, "without_ours"):
             context = context.without_ours()  # what the standard class does with its own queues needs their pipes
         super().__init__(processes, initializer, initargs, maxtasksperchild, context or multiprocessing.get_context())
 
     def _setup_queues(self) -> None:
-        retries, slots, max_slot_nbytes, copy = self._options
-        ends = [ObjectSlots.create(slots, max_slot_nbytes=max_slot_nbytes) for _ in range(2)]
-        ends[0].begin(slots // 2, False, 50)
-        ends[1].begin(slots // 2, copy, 50)
-        tasks = _Tasks(ends[0], retries)
-        results = _Results(ends[1], tasks)
+        retries, some, slots, max_slot_nbytes, copy = self._options
+        there = ObjectSlots.create(some, max_slot_nbytes=max_slot_nbytes)
+        there.begin(some // 2, False, 50)
+        back = ObjectSlots.create(slots, max_slot_nbytes=max_slot_nbytes)
+        back.begin(slots // 2, copy, 50)
+        tasks = _Tasks(there, retries)
+        results = _Results(back, tasks)
         self._inqueue = _WorkersTasks(tasks, results)
         self._outqueue = _WorkersResults(self._inqueue)
         self._quick_put = tasks.put

@@ -88,7 +88,7 @@ def keep(x: Any) -> int:
 
 
 def test_a_worker_that_keeps_its_arguments_stops_nobody() -> None:
-    with st.Pool(1, slots=4) as pool:
+    with st.Pool(1) as pool:
         assert pool.map(keep, [np.full(5000, i) for i in range(50)], chunksize=1) == list(range(1, 51))
         assert pool.apply(still_whole)
 
