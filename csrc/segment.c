@@ -34,7 +34,7 @@ static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *ba
     seg->spin_us = SPIN_US_DEFAULT;
     seg->ring_shift = geo->ring ? (uint32_t)__builtin_ctz(geo->ring) : 0;
     bool few = geo->slot_nbytes >= LARGE_PAYLOAD || (geo->flags & SHMT_GROW);
-    shmt_store_relaxed(&seg->few_hot_slots, few ? 1 : 0); /* likewise */
+    shmt_store_relaxed(&seg->few_hot_slots, few ? 1 : 0); /* a hint of this process */
     seg->debug = shmt_debug_wanted();
     seg->lock_fd = -1;
     seg->cores = 1;

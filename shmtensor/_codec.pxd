@@ -40,6 +40,7 @@ cdef class Encoder:
     cdef int node(self, object x) except -1
     cdef int once(self, object x) except -1
     cdef int leave(self, object x) except -1
+    cdef bint packed(self, list items) except -1
     cdef int sequence(self, uint8_t code, object items) except -1
     cdef int mapping(self, dict items) except -1
     cdef int other(self, object x) except -1

@@ -14,12 +14,14 @@ pickle.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
+from cpython.list cimport PyList_GET_ITEM, PyList_New, PyList_SET_ITEM
 from cpython.buffer cimport PyBUF_READ
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 cimport cython
 cimport numpy as cnp
 
@@ -58,6 +60,7 @@ cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char *memory, Py_ssize_t size, int flags)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     str PyUnicode_DecodeUTF8(const char *text, Py_ssize_t size, const char *errors)
+    object PyLong_FromLongLong(long long number)
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
     object PyComplex_FromDoubles(double real, double imag)
     double PyComplex_RealAsDouble(object number)
@@ -74,6 +77,9 @@ cdef enum:
     TREE = 1           # modes
     PICKLED = 2
     SHARED = 1         # flag: some object turns up more than once
+    MANY = 4           # items of a list, from where on it is worth while to see whether they are numbers alone
+    KEYS = 256         # keys of dicts that a receiver remembers, each of at most KEY_MAX bytes
+    KEY_MAX = 32
     APART_FROM = 1024  # bytes: from here on an array lies apart and comes back as a view; less lies in the stream
 
 
@@ -86,6 +92,7 @@ cdef dict _by_name = {}    # name on the wire -> Field
 cdef dict _classes = {}    # class -> (code, name on the wire); None: by pickle
 cdef dict _named = {}      # name on the wire -> class
 cdef Field _bytes = field_of(resolve_dtype("uint8"))
+cdef PyObject *_keys[KEYS]  # of dicts that were received, by a hash of their bytes: the same come again and again
 cdef object _tensor_type = None
 cdef object _strided = None
 
@@ -183,7 +190,7 @@ cdef class Encoder:
         cdef size_t size
         cdef uint8_t *out
         if self.n + more > self.size:
-            size = max(self.size * 2, self.n + more, 4096)
+            size = max(self.size * 2, self.n + more, <size_t>4096)
             out = <uint8_t *>PyMem_Realloc(self.out, size)
             if out == NULL:
                 raise MemoryError
@@ -321,7 +328,8 @@ cdef class Encoder:
             self.byte(c"d")
             self.mapping(x)
         elif cls is list:
-            self.sequence(c"l", x)
+            if len(<list>x) < MANY or not self.packed(x):
+                self.sequence(c"l", x)
         elif cls is tuple:
             self.sequence(c"t", x)
         elif cls is cnp.ndarray:
@@ -353,6 +361,38 @@ cdef class Encoder:
         key = <size_t><PyObject *>x
         self.memo[key] = ~self.memo[key]
         return 0
+
+    cdef bint packed(self, list items) except -1:
+        """Whether it was a list of int or of float alone: those follow each other without a code each. False: nothing
+        was written."""
+        cdef Py_ssize_t i, size = len(items)
+        cdef uint64_t n = size
+        cdef object cls = type(items[0])
+        cdef bint integers = cls is int
+        cdef size_t begin = self.n
+        cdef int64_t integer
+        cdef double real
+        cdef int overflow = 0
+        if not integers and cls is not float:
+            return False
+        self.byte(c"I" if integers else c"R")
+        self.number(&n, sizeof(n))
+        self.room(size * sizeof(int64_t))
+        for i in range(size):
+            item = <object>PyList_GET_ITEM(items, i)
+            if type(item) is not cls:
+                overflow = 1
+            elif integers:
+                integer = PyLong_AsLongLongAndOverflow(item, &overflow)
+                memcpy(self.out + self.n, &integer, sizeof(integer))
+            else:
+                real = PyFloat_AS_DOUBLE(item)
+                memcpy(self.out + self.n, &real, sizeof(real))
+            if overflow:
+                self.n = begin
+                return False
+            self.n += sizeof(int64_t)
+        return True
 
     cdef int sequence(self, uint8_t code, object items) except -1:
         cdef uint64_t n = len(items)
@@ -597,6 +637,27 @@ cdef class Decoder:
         cdef uint64_t n = self.count()
         return PyUnicode_DecodeUTF8(<const char *>self.run(n), n, NULL)
 
+    cdef str key(self):
+        """A text that was probably read before: then it is the same object."""
+        cdef uint64_t n = self.count(), h
+        cdef const uint8_t *at = self.run(n)
+        cdef Py_ssize_t size
+        cdef const char *known
+        cdef PyObject **place
+        if n == 0 or n > KEY_MAX:
+            return PyUnicode_DecodeUTF8(<const char *>at, n, NULL)
+        h = n * 31 + at[0] * 7 + at[n - 1] * 61 + at[n // 2] * 17
+        place = &_keys[h % KEYS]
+        if place[0] != NULL:
+            known = PyUnicode_AsUTF8AndSize(<object>place[0], &size)
+            if <uint64_t>size == n and memcmp(known, at, n) == 0:
+                return <str>place[0]
+        out = PyUnicode_DecodeUTF8(<const char *>at, n, NULL)
+        Py_INCREF(out)
+        Py_XDECREF(place[0])
+        place[0] = <PyObject *>out
+        return out
+
     cdef bytes name(self):
         cdef uint32_t n
         self.take(&n, sizeof(n))
@@ -760,6 +821,8 @@ cdef class Decoder:
             return self.mapping()
         if code == c"l":
             return [self.node() for _ in range(self.count())]
+        if code == c"I" or code == c"R":
+            return self.numbers(code == c"I")
         if code == c"t":
             return self.items()
         if code == c"a":
@@ -793,8 +856,29 @@ cdef class Decoder:
     cdef dict mapping(self):
         cdef dict out = {}
         for _ in range(self.count()):
-            key = self.text()
+            key = self.key()
             out[key] = self.node()
+        return out
+
+    cdef list numbers(self, bint integers):
+        cdef Py_ssize_t i
+        cdef uint64_t n = self.count()
+        cdef const uint8_t *at
+        cdef int64_t integer
+        cdef double real
+        if n > <uint64_t>(self.end - self.at) // sizeof(int64_t):
+            raise _corrupt()
+        at = self.run(n * sizeof(int64_t))
+        cdef list out = PyList_New(n)
+        for i in range(<Py_ssize_t>n):
+            if integers:
+                memcpy(&integer, at + i * sizeof(integer), sizeof(integer))
+                number = PyLong_FromLongLong(integer)
+            else:
+                memcpy(&real, at + i * sizeof(real), sizeof(real))
+                number = PyFloat_FromDouble(real)
+            Py_INCREF(number)
+            PyList_SET_ITEM(out, i, number)
         return out
 
     cdef tuple items(self):
