@@ -106,6 +106,7 @@ class Queue(_Base):
     def _init(self) -> None:
         self._feeder: Feeder | None = None
         self._is_joined_at_exit = True
+        self._was_used = False
 
     # ---- putting
 
@@ -186,14 +187,16 @@ class Queue(_Base):
         return len(self._slots) + (len(self._feeder) if self._feeder is not None else 0)
 
     def empty(self) -> bool:
-        """Whether there is nothing to get now.
+        """Whether there is nothing to get now. Of one that was closed and never used: True, as there.
 
         Raises:
-            OSError: the queue is closed in this process.
+            OSError: the queue was used, and is closed in this process.
         """
-        if self._slots.closed:
+        if not self._closed:
+            return self.qsize() == 0
+        if self._was_used:
             raise OSError(f"{type(self).__name__} {self!r} is closed")
-        return self.qsize() == 0
+        return True
 
     def full(self) -> bool:
         """Whether put() would have to wait: never without a bound."""
@@ -232,6 +235,7 @@ class Queue(_Base):
         """This process puts and gets nothing more; what it has put is still sent. Closing twice does nothing."""
         if not self._closed:
             self._closed = True
+            self._was_used = self._slots.stats()["publishes"] > 0
             if self._feeder is not None:
                 self._feeder.end()
             else:
@@ -304,7 +308,13 @@ class SimpleQueue(_Base):
         return self._slots.receive()
 
     def empty(self) -> bool:
-        """Whether there is nothing to get now."""
+        """Whether there is nothing to get now.
+
+        Raises:
+            OSError: the queue is closed in this process.
+        """
+        if self._closed:
+            raise OSError(f"{type(self).__name__} {self!r} is closed")
         return len(self._slots) == 0
 
     def close(self) -> None:

@@ -495,17 +495,21 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> Non
 
 @pytest.mark.parametrize("cls", [st.Queue, st.JoinableQueue, st.SimpleQueue])
 def test_closed(cls: Any) -> None:
-    q = cls()
+    unused, q = cls(), cls()
+    unused.close()
+    if cls is not st.SimpleQueue:
+        unused.join_thread()
+        assert unused.empty()
+    q.put(1)
+    assert q.get() == 1
     q.close()
     q.close()
     with pytest.raises(ValueError, match="closed"):
         q.put(1)
     with pytest.raises(ValueError, match="closed"):
         q.get()
-    if cls is not st.SimpleQueue:
-        with pytest.raises(OSError, match="closed"):
-            q.empty()
-        q.join_thread()
+    with pytest.raises(OSError, match="is closed"):
+        q.empty()
 
 
 def test_views_outlive_the_queue() -> None:
