@@ -41,7 +41,8 @@ class Feeder:
         """In a forked child: what waits is the parent's, whose thread is not here."""
         #: Messages, and what is to be done when all before it were sent.
         self.waiting: deque[NDArray[np.uint8] | Callable[[], object]] = deque()
-        self._changed = threading.Condition(threading.Lock())
+        # Reentrant: end() may be called by a collection in the middle of anything.
+        self._changed = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
         self._at_exit: util.Finalize | None = None
         self._ended = False
@@ -100,6 +101,8 @@ class Feeder:
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="shmtensor.Feeder", daemon=True)
         self._thread.start()
+        # Here, and not where the queue is made: a forked child has forgotten what its parent had registered.
+        util.Finalize(self, _end, [weakref.ref(self)], exitpriority=10)
         if self._is_joined_at_exit:  # as multiprocessing.Queue does, and at the same stage of the exit
             self._at_exit = util.Finalize(self, _join, [weakref.ref(self._thread)], exitpriority=-5)
 
@@ -132,6 +135,12 @@ class Feeder:
                     warnings.warn(f"an object that was put waits for memory: {e}", RuntimeWarning, stacklevel=1)
                 warned = True
                 time.sleep(_PAUSE)
+
+
+def _end(feeder: weakref.ref[Feeder]) -> None:
+    it = feeder()
+    if it is not None:
+        it.end()
 
 
 def _join(thread: weakref.ref[threading.Thread]) -> None:

@@ -287,9 +287,7 @@ class Pool(pool.Pool):
         self._pool: list[Any] = []
         self._state = pool.INIT  # for __del__, if this raises
         check_int("retries", retries, 0, 2**31)
-        some = min(
-            max(4 * (processes or os.cpu_count() or 1), 8), 4096
-        )  # so that no worker waits
+        some = min(max(4 * (processes or os.cpu_count() or 1), 8), 4096)  # so that no worker waits
         if slots is None:
             slots = max(some, _RESULTS)
         check_int("slots", slots, 1, 65535)

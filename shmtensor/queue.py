@@ -8,8 +8,9 @@ pipe, unless more is put than there are slots; see feeder.py.
 from __future__ import annotations
 
 import queue
+import weakref
 from collections.abc import Iterable
-from multiprocessing import context, util
+from multiprocessing import context
 from types import GenericAlias
 from typing import Any
 
@@ -145,7 +146,7 @@ class Queue(_Base):
     def _overflow(self) -> Feeder:
         if self._feeder is None:
             self._feeder = Feeder(self._slots, is_joined_at_exit=self._is_joined_at_exit)
-            util.Finalize(self, self._feeder.end, exitpriority=10)  # at exit, and when nobody has this queue any more
+            weakref.finalize(self, self._feeder.end).atexit = False
         return self._feeder
 
     # ---- getting

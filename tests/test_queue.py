@@ -323,6 +323,18 @@ def test_a_forked_child_sends_nothing_of_its_parents() -> None:
     assert [x for x in got if x != "of the child"] == list(range(20)) and len(got) == 21
 
 
+def test_a_forked_child_that_overflows_ends_although_its_parent_overflowed_first() -> None:
+    """What the parent had registered for its own exit is not there in the child."""
+    context = multiprocessing.get_context("fork")
+    q: Any = st.Queue(slots=2)
+    q.put_many(range(20))
+    process = context.Process(target=put_and_leave, args=(q, 30, False))
+    process.start()
+    got = [q.get(timeout=SECONDS) for _ in range(50)]
+    ended(process)
+    assert sorted(got) == sorted([*range(20), *range(30)])
+
+
 # ---- deaths ----------------------------------------------------------------------------------------------------------
 
 
