@@ -46,17 +46,21 @@ class Feeder:
         self._thread: threading.Thread | None = None
         self._at_exit: util.Finalize | None = None
         self._ended = False
+        self._refusal: tuple[type[Exception], str] | None = None  # what add() raises, once all has been said
 
     def __len__(self) -> int:
         return sum(not callable(entry) for entry in tuple(self.waiting))
 
     def add(self, obj: object) -> None:
-        """Encodes ``obj`` here and now, and leaves the rest to the thread. Raises what pickling raises, and ValueError
-        if no slot could ever hold it."""
+        """Encodes ``obj`` here and now, and leaves the rest to the thread. Raises what pickling raises, ValueError if
+        no slot could ever hold it, and after shut() and end() what a queue raises: it would come too late."""
         message = encode_to_array(obj)
         if len(message) > self._max_nbytes:
             raise self._slots._no_room(errno.EMSGSIZE, "an object", len(message))
         with self._changed:
+            if self._refusal is not None:
+                kind, why = self._refusal
+                raise kind(why)  # a new one each time: its traceback would keep the caller's frames
             self.waiting.append(message)
             if self._thread is None:
                 self._start()
@@ -70,6 +74,13 @@ class Feeder:
                 return
         last()
 
+    def shut(self) -> None:
+        """Shuts the slots down once everything that waits was sent. What is put from now on is refused at once: behind
+        the shutdown nobody would ever get it."""
+        with self._changed:
+            self._refusal = ShutDown, "the queue was shut down"
+        self.then(self._slots.shutdown)
+
     def end(self) -> None:
         """Closes the slots once everything that waits was sent, and ends the thread."""
 
@@ -77,6 +88,8 @@ class Feeder:
             self._ended = True
             self._slots.close()
 
+        with self._changed:
+            self._refusal = self._refusal or (ClosedError, "the queue is closed in this process")
         self.then(close)
         with self._changed:
             self._changed.notify_all()

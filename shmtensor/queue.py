@@ -219,7 +219,7 @@ class Queue(_Base):
             immediate: True: what is in the queue is thrown away.
         """
         if self._feeder is not None and not immediate:
-            self._feeder.then(self._slots.shutdown)
+            self._feeder.shut()
         else:
             self._slots.shutdown()
         if immediate:
