@@ -212,8 +212,9 @@ class Queue(_Base):
     # ---- ending
 
     def shutdown(self, immediate: bool = False) -> None:
-        """As queue.Queue.shutdown(): put() raises ShutDown from now on, in all processes, and get() once everything
-        was taken. What waits for a slot in this process is still sent; in others it is lost.
+        """As queue.Queue.shutdown(): put() raises ShutDown from now on, and get() once everything was taken. What waits
+        for a slot in this process is still sent, and until then other processes can still put; what waits in others
+        when it is done is lost.
 
         Args:
             immediate: True: what is in the queue is thrown away.
