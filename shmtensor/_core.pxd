@@ -64,7 +64,9 @@ cdef class Objects(Buffer):
     cdef readonly bint copies      # always
     cdef readonly uint64_t copied  # objects that were copied lest their views keep too many slots
 
-    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s, uint64_t tag) except -1
+    cdef bint encode(self, object x, object timeout, uint64_t tag, bint wait) except -1
+    cdef int fill(self, shmt_slot *s, Encoder encoder, const uint8_t *message, uint64_t nbytes,
+                  uint64_t tag) except -1
     cdef object take(self, shmt_slot *s)
     cdef bint must_copy(self) noexcept
 

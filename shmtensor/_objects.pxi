@@ -19,44 +19,54 @@ cdef class Objects(Buffer):
 
         Raises what pickling raises before a slot is claimed; then as Buffer.claim() and Slot.reserve().
         """
-        cdef shmt_slot s
-        cdef uint64_t word, nbytes
-        cdef Encoder encoder = self.encoders.pop() if self.encoders else Encoder()
-        nbytes = encoder.measure(x)
-        try:
-            shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
-            self.wait(CLAIM, 1, &word, &s, timeout)
-            self.forward(encoder, nbytes, &s, tag)
-        finally:
-            encoder.done()
-            self.encoders.append(encoder)
+        self.encode(x, timeout, tag, True)
 
     def try_send(self, x, uint64_t tag=0):
         """Whether there was a free slot; else, and if it is refused, nothing was sent."""
+        return self.encode(x, None, tag, False)
+
+    cdef bint encode(self, object x, object timeout, uint64_t tag, bint wait) except -1:
         cdef shmt_slot s
-        cdef uint64_t nbytes
+        cdef uint64_t word, nbytes
         cdef int rc
         cdef Encoder encoder = self.encoders.pop() if self.encoders else Encoder()
         nbytes = encoder.measure(x)
         try:
             shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
-            rc = shmt_slot_try_claim(self.seg, &s)
-            if rc == -_EAGAIN:
-                return False
-            self.check_verb(rc, CLAIM)
-            self.pins += 1
-            self.forward(encoder, nbytes, &s, tag)
+            if wait:
+                self.wait(CLAIM, 1, &word, &s, timeout)
+            else:
+                rc = shmt_slot_try_claim(self.seg, &s)
+                if rc == -_EAGAIN:
+                    return False
+                self.check_verb(rc, CLAIM)
+                self.pins += 1
+            self.fill(&s, encoder, NULL, nbytes, tag)
             return True
         finally:
             encoder.done()
             self.encoders.append(encoder)
 
-    cdef int forward(self, Encoder encoder, uint64_t nbytes, shmt_slot *s, uint64_t tag) except -1:
-        """Fills and publishes a slot that was just claimed, and gives up the caller's pin."""
+    def send_message(self, cnp.ndarray message not None, timeout=None):
+        """As send(), of what _codec.encode_to_array() made."""
+        cdef shmt_slot s
+        cdef uint64_t word, nbytes = cnp.PyArray_NBYTES(message)
+        shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
+        self.wait(CLAIM, 1, &word, &s, timeout)
+        self.fill(&s, None, <const uint8_t *>cnp.PyArray_DATA(message), nbytes, 0)
+
+    cdef int fill(self, shmt_slot *s, Encoder encoder, const uint8_t *message, uint64_t nbytes,
+                  uint64_t tag) except -1:
+        """Writes what was measured, or a message that there is already, to a slot that was just claimed; publishes it
+        and gives up the caller's pin."""
         try:
             if s.nbytes < nbytes:
                 self.grow(s, nbytes, "an object")
-            encoder.write(s.data)
+            if encoder is not None:
+                encoder.write(s.data)
+            else:
+                with nogil:
+                    memcpy(s.data, message, nbytes)
             check(shmt_slot_publish(self.seg, s, nbytes, tag), "publishing a slot")
         except BaseException:
             shmt_slot_abort(self.seg, s)  # published or lost already: does nothing
@@ -64,25 +74,6 @@ cdef class Objects(Buffer):
         finally:
             self.unpin()
         return 0
-
-    def send_message(self, cnp.ndarray message not None, timeout=None):
-        """As send(), of what _codec.encode_to_array() made."""
-        cdef shmt_slot s
-        cdef uint64_t word, nbytes = cnp.PyArray_NBYTES(message)
-        cdef const uint8_t *data = <const uint8_t *>cnp.PyArray_DATA(message)
-        shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
-        self.wait(CLAIM, 1, &word, &s, timeout)
-        try:
-            if s.nbytes < nbytes:
-                self.grow(&s, nbytes, "an object")
-            with nogil:
-                memcpy(s.data, data, nbytes)
-            check(shmt_slot_publish(self.seg, &s, nbytes, 0), "publishing a slot")
-        except BaseException:
-            shmt_slot_abort(self.seg, &s)
-            raise
-        finally:
-            self.unpin()
 
     def receive(self, timeout=None):
         """The oldest object, waiting up to ``timeout`` seconds (None: for ever) for one. Its large arrays are views of

@@ -8,7 +8,7 @@ from typing import Any
 
 from shmtensor._core import Objects
 from shmtensor.buffer import default_stride, no_room
-from shmtensor.segments import NBYTES_MAX, attached, created, from_handle, handle_of
+from shmtensor.segments import NBYTES_MAX, attached, check_int, created, from_handle, handle_of
 from shmtensor.spec import Spec
 
 __all__ = ["ObjectSlots"]
@@ -22,7 +22,23 @@ class ObjectSlots(Objects):
     """Objects in slots that grow, anonymous; errors are those of the queue module."""
 
     @classmethod
-    def create(cls, slots: int, *, max_slot_nbytes: int | None) -> ObjectSlots:
+    def create(
+        cls,
+        slots: int,
+        *,
+        max_slot_nbytes: int | None = None,
+        reserve: int | None = None,
+        copy: bool = False,
+        spin_us: int = 50,
+    ) -> ObjectSlots:
+        """The arguments are those of Queue, and are checked here."""
+        check_int("slots", slots, 1, 65535)
+        check_int("spin_us", spin_us, 0, 10**9)
+        if max_slot_nbytes is not None:
+            check_int("max_slot_nbytes", max_slot_nbytes, 1, NBYTES_MAX)
+        if reserve is None:
+            reserve = (slots + 1) // 2
+        check_int("reserve", reserve, 0, slots)
         stride = default_stride() if max_slot_nbytes is None else max(max_slot_nbytes, _FIRST)
         self = cls.__new__(cls)
         rc = self._create(
@@ -36,10 +52,11 @@ class ObjectSlots(Objects):
             meta=_BYTES.dumps(),
         )
         created(self, rc, f"creating a queue of {slots} slots", None, _FIRST * slots, closes_at_exit=False)
+        self._begin(slots - reserve, bool(copy), spin_us)
         return self
 
-    def begin(self, keep: int, copies: bool, spin_us: int) -> None:
-        """After create() or an attach: how this process receives."""
+    def _begin(self, keep: int, copies: bool, spin_us: int) -> None:
+        """How this process receives."""
         self._set_objects(_BYTES, spin_us, keep, copies)
         self.waits_for_anybody = True
         self.spin_us = spin_us
@@ -69,5 +86,5 @@ class ObjectSlots(Objects):
 
 def _received(handle: tuple[Any, ...], keep: int, copies: bool, spin_us: int) -> ObjectSlots:
     slots: ObjectSlots = from_handle(ObjectSlots, *handle)
-    slots.begin(keep, copies, spin_us)
+    slots._begin(keep, copies, spin_us)
     return slots

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from shmtensor._core import Kept
 from shmtensor.errors import ShutDown, WorkerDied
 from shmtensor.objects import ObjectSlots
-from shmtensor.segments import NBYTES_MAX, check_int
+from shmtensor.segments import check_int
 
 __all__ = ["Pool"]
 
@@ -77,24 +77,25 @@ class _Tasks:
         if task is None:
             self.slots.shutdown()
             return
-        number = next(self._numbers)
-        self.out[number] = _Out(task[0], task[1], task if self.retries else None, 0)
-        try:
-            self.slots.send(task, None, number)
-        except BaseException:
-            self.out.pop(number, None)
-            raise
+        self._send(_Out(task[0], task[1], task if self.retries else None, 0), task, wait=True)
 
     def try_again(self, out: _Out) -> bool:
         """Sends a task once more; False: there is no slot just now."""
+        return self._send(out._replace(tries=out.tries + 1), out.task, wait=False)
+
+    def _send(self, out: _Out, task: _Task | None, *, wait: bool) -> bool:
         number = next(self._numbers)
-        self.out[number] = out._replace(tries=out.tries + 1)
+        self.out[number] = out  # first: the result may be here before send() is back
         sent = False
         try:
-            sent = self.slots.try_send(out.task, number)
+            if wait:
+                self.slots.send(task, None, number)
+                sent = True
+            else:
+                sent = self.slots.try_send(task, number)
         finally:
             if not sent:
-                del self.out[number]
+                self.out.pop(number, None)
         return sent
 
     def dead(self) -> list[tuple[int, int]]:
@@ -290,22 +291,15 @@ class Pool(pool.Pool):
         some = min(max(4 * (processes or os.cpu_count() or 1), 8), 4096)  # so that no worker waits
         if slots is None:
             slots = max(some, _RESULTS)
-        check_int("slots", slots, 1, 65535)
-        if max_slot_nbytes is not None:
-            check_int("max_slot_nbytes", max_slot_nbytes, 1, NBYTES_MAX)
-        self._options = retries, some, slots, max_slot_nbytes, bool(copy)
+        self._options = retries, some, slots, max_slot_nbytes, copy
         if context is not None and hasattr(context, "without_ours"):
             context = context.without_ours()  # what the standard class does with its own queues needs their pipes
         super().__init__(processes, initializer, initargs, maxtasksperchild, context or multiprocessing.get_context())
 
     def _setup_queues(self) -> None:
         retries, some, slots, max_slot_nbytes, copy = self._options
-        there = ObjectSlots.create(some, max_slot_nbytes=max_slot_nbytes)
-        there.begin(some // 2, False, 50)
-        back = ObjectSlots.create(slots, max_slot_nbytes=max_slot_nbytes)
-        back.begin(slots // 2, copy, 50)
-        tasks = _Tasks(there, retries)
-        results = _Results(back, tasks)
+        tasks = _Tasks(ObjectSlots.create(some, max_slot_nbytes=max_slot_nbytes), retries)
+        results = _Results(ObjectSlots.create(slots, max_slot_nbytes=max_slot_nbytes, copy=copy), tasks)
         self._inqueue = _WorkersTasks(tasks, results)
         self._outqueue = _WorkersResults(self._inqueue)
         self._quick_put = tasks.put

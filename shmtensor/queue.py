@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from multiprocessing import context
 from types import GenericAlias
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from shmtensor.errors import ShutDown
 from shmtensor.feeder import Feeder
 from shmtensor.objects import ObjectSlots
-from shmtensor.segments import NBYTES_MAX, check_int
+from shmtensor.segments import check_int
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
@@ -49,9 +50,9 @@ class _Base:
     def __setstate__(self, state: tuple[ObjectSlots, int]) -> None:
         self._open(*state)
 
-    def _check_open(self) -> None:
+    def _check_open(self, error: type[Exception] = ValueError) -> None:
         if self._closed:
-            raise ValueError(f"{type(self).__name__} {self!r} is closed")
+            raise error(f"{type(self).__name__} {self!r} is closed")
 
 
 class Queue(_Base):
@@ -94,15 +95,10 @@ class Queue(_Base):
             slots = maxsize
         elif slots is None:
             slots = _SLOTS
-        check_int("slots", slots, 1, 65535)
-        check_int("spin_us", spin_us, 0, 10**9)
-        if max_slot_nbytes is not None:
-            check_int("max_slot_nbytes", max_slot_nbytes, 1, NBYTES_MAX)
-        if reserve is None:
-            reserve = (slots + 1) // 2
-        check_int("reserve", reserve, 0, slots)
-        self._open(ObjectSlots.create(slots, max_slot_nbytes=max_slot_nbytes), max(maxsize, 0))
-        self._slots.begin(slots - reserve, bool(copy), spin_us)
+        self._open(
+            ObjectSlots.create(slots, max_slot_nbytes=max_slot_nbytes, reserve=reserve, copy=copy, spin_us=spin_us),
+            max(maxsize, 0),
+        )
 
     def _init(self) -> None:
         self._feeder: Feeder | None = None
@@ -174,11 +170,9 @@ class Queue(_Base):
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
         out = [self.get(block, timeout)]
-        try:
+        with suppress(queue.Empty, ShutDown):
             while len(out) < n:
                 out.append(self.get(False))
-        except (queue.Empty, ShutDown):
-            pass
         return out
 
     # ---- how it stands
@@ -193,11 +187,9 @@ class Queue(_Base):
         Raises:
             OSError: the queue was used, and is closed in this process.
         """
-        if not self._closed:
-            return self.qsize() == 0
         if self._was_used:
-            raise OSError(f"{type(self).__name__} {self!r} is closed")
-        return True
+            self._check_open(OSError)
+        return self._closed or self.qsize() == 0
 
     def full(self) -> bool:
         """Whether put() would have to wait: never without a bound."""
@@ -227,11 +219,13 @@ class Queue(_Base):
             self._drain()
 
     def _drain(self) -> None:
-        try:
+        with suppress(queue.Empty, ShutDown):
             while True:
                 self._slots.acquire(0).release()
-        except (queue.Empty, ShutDown):
-            pass
+                self._thrown_away()
+
+    def _thrown_away(self) -> None:
+        """An object that nobody will get."""
 
     def close(self) -> None:
         """This process puts and gets nothing more; what it has put is still sent. Closing twice does nothing."""
@@ -282,13 +276,8 @@ class JoinableQueue(Queue):
             self._feeder.wait_until_sent()
         self._slots.tasks_join()
 
-    def _drain(self) -> None:
-        try:
-            while True:
-                self._slots.acquire(0).release()
-                self.task_done()
-        except (queue.Empty, ShutDown):
-            pass
+    def _thrown_away(self) -> None:
+        self.task_done()
 
 
 class SimpleQueue(_Base):
@@ -296,8 +285,7 @@ class SimpleQueue(_Base):
     pipe is full."""
 
     def __init__(self, *, ctx: object = None) -> None:
-        self._open(ObjectSlots.create(_SLOTS, max_slot_nbytes=None), _SLOTS)
-        self._slots.begin(_SLOTS // 2, False, 50)
+        self._open(ObjectSlots.create(_SLOTS), _SLOTS)
 
     def put(self, obj: object) -> None:
         """Puts ``obj``, as it is now. Raises as Queue.put(), but not Full."""
@@ -315,8 +303,7 @@ class SimpleQueue(_Base):
         Raises:
             OSError: the queue is closed in this process.
         """
-        if self._closed:
-            raise OSError(f"{type(self).__name__} {self!r} is closed")
+        self._check_open(OSError)
         return len(self._slots) == 0
 
     def close(self) -> None:
