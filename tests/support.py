@@ -147,6 +147,36 @@ def python(code: str, *args: str, wrapper: tuple[str, ...] = (), timeout: float 
     return done.stdout
 
 
+def cpython_cases(case: str, method: str) -> None:
+    """Runs one of the classes of cpython_cases.py, and prints what it leaves out and why."""
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "cpython_cases.py"), method, case],
+        env=environment(),
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        stdin=subprocess.DEVNULL,
+    )
+    print(*[line for line in done.stdout.splitlines() if line.startswith("skipped")], sep="\n")
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def run_tool(*command: str, cwd: Path | None = None, timeout: float) -> subprocess.CompletedProcess[str]:
+    """A program that is not Python's: its status, and all it wrote. Without the sanitizers of make asan, which are for
+    the extension; without a terminal, for a run in the background would be stopped."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
+        text=True,
+        timeout=timeout,
+    )
+
+
 @contextlib.contextmanager
 def talking(code: str, *args: str) -> Iterator[subprocess.Popen[str]]:
     """The same, running, to be talked to by lines; killed at the end of the block if it is not gone by then."""

@@ -11,14 +11,13 @@ import faulthandler
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import ROOT, cores
+from support import ROOT, cores, run_tool
 
 MODELS = ROOT / "model"
 BUILD = ROOT / "build" / "model"
@@ -26,9 +25,6 @@ FULL = os.environ.get("SHMTENSOR_MODEL") == "full"
 SECONDS = 3600 if FULL else 600  #: for one program; a ceiling against hanging
 MEGABYTES = 8000 if FULL else 2000
 DEPTH = 100_000  # of the search; reaching it is an error
-
-#: Not the sanitizers of make asan: they are for the extension.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason="the models are not here (an installed package)")
 
@@ -136,34 +132,22 @@ class Result:
         return f"{self.states:,} states, {self.errors} errors"
 
 
-def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env=ENVIRONMENT,
-        text=True,
-        timeout=SECONDS,
-    )
-
-
 def search(run: Run, mutant: bool) -> Result:
     macros = run.macros.split() + [f"MUTANT_{run.name}"] * mutant
     folder = BUILD / "-".join([run.model, *macros])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.copy(MODELS / f"{run.model}.pml", folder)
-    made = call(folder, "spin", "-a", *[f"-D{m}" for m in macros], f"{run.model}.pml")
+    made = run_tool("spin", "-a", *[f"-D{m}" for m in macros], f"{run.model}.pml", cwd=folder, timeout=SECONDS)
     assert made.returncode == 0 and (folder / "pan.c").exists(), made.stdout
     optimise = "-O1" if run.many else "-O0"
-    built = call(folder, "gcc", optimise, "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEGABYTES}", "-o", "pan", "pan.c")
+    options = (optimise, "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEGABYTES}")
+    built = run_tool("gcc", *options, "-o", "pan", "pan.c", cwd=folder, timeout=SECONDS)
     assert built.returncode == 0, built.stdout
     # In handoff and end, whoever has nothing more to do blocks, and a monitor looks at what is left when all do. In
     # event that is the deadlock to be found.
     blocked = [] if run.model == "event" else ["-E"]
-    found = call(folder, "./pan", *blocked, f"-m{DEPTH}", "-w24" if run.many else "-w20")
+    found = run_tool("./pan", *blocked, f"-m{DEPTH}", "-w24" if run.many else "-w20", cwd=folder, timeout=SECONDS)
     out = found.stdout
     errors, states = re.search(r"errors: (\d+)", out), re.search(r"(\d+) states, stored", out)
     assert errors and states, f"exit status {found.returncode}\n{out}"

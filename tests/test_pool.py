@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import START_METHODS, TESTS, environment, leaves_nothing, wait_until
+from support import START_METHODS, cpython_cases, leaves_nothing, wait_until
 
 import shmtensor as st
 
@@ -38,17 +37,7 @@ def nothing_left() -> Any:
 @pytest.mark.parametrize("case", ["TestPool", "TestPoolWorkerErrors", "TestPoolWorkerLifetime"])
 def test_cpythons_own_cases(case: str, method: str) -> None:
     pytest.importorskip("test._test_multiprocessing", reason="this interpreter comes without its own tests")
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "cpython_cases.py"), method, case],
-        env=environment(),
-        cwd=TESTS,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        stdin=subprocess.DEVNULL,
-    )
-    print(*[line for line in done.stdout.splitlines() if line.startswith("skipped")], sep="\n")
-    assert done.returncode == 0, done.stderr[-5000:]
+    cpython_cases(case, method)
 
 
 # ---- what crosses ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import os
 import pickle
 import queue
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import START_METHODS, TESTS, environment, leaves_nothing, python, wait_until
+from support import START_METHODS, cpython_cases, leaves_nothing, python, wait_until
 
 import shmtensor as st
 
@@ -33,7 +32,7 @@ SECONDS = 30.0
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest) -> Any:
+def nothing_left() -> Any:
     with leaves_nothing(of_others=False):
         yield
         gc.collect()
@@ -53,17 +52,7 @@ def ended(*processes: Any) -> None:
 @pytest.mark.parametrize("case", ["TestQueue", "TestSimpleQueue"])
 def test_cpythons_own_cases(case: str, method: str) -> None:
     pytest.importorskip("test._test_multiprocessing", reason="this interpreter comes without its own tests")
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "cpython_cases.py"), method, case],
-        env=environment(),
-        cwd=TESTS,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        stdin=subprocess.DEVNULL,
-    )
-    print(*[line for line in done.stdout.splitlines() if line.startswith("skipped")], sep="\n")
-    assert done.returncode == 0, done.stderr[-5000:]
+    cpython_cases(case, method)
 
 
 # ---- what crosses ----------------------------------------------------------------------------------------------------

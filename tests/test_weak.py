@@ -10,20 +10,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, run_tool
 
 PROGRAMS = ROOT / "model" / "weak"
 BUILD = ROOT / "build" / "weak"
 SECONDS = 55
 TURNS = 8  # of each loop: more bring no new executions, as test_no_loop_is_cut_short makes sure
-
-#: Not the sanitizers of make asan: they are for the extension.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 pytestmark = pytest.mark.skipif(not PROGRAMS.is_dir(), reason="the models are not here (an installed package)")
 
@@ -259,16 +255,7 @@ def check(genmc: str, program: Program, csrc: Path, model: str = "rc11", turns: 
     command = [genmc, f"--{model}", "--disable-mm-detector", "--disable-estimation", f"--unroll={turns}", "--"]
     command += [f"-I{csrc}", f"-I{PROGRAMS}", "-D_GNU_SOURCE", *[f"-D{m}" for m in program.macros.split()]]
     command += [str(PROGRAMS / program.file)]
-    # No terminal: a run in the background would be stopped.
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env=ENVIRONMENT,
-        text=True,
-        timeout=SECONDS,
-    )
+    done = run_tool(*command, timeout=SECONDS)
     return Result(done.returncode, done.stdout)
 
 

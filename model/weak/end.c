@@ -4,26 +4,13 @@
  * answer: what was published is not behind the end. CLOSE, DIE: the producer publishes and closes, or dies and is
  * counted; the consumer gets the item before it hears of that. CONSUMER: the only slot holds an unread item, one
  * consumer has gone and another comes: the producer is not told that both are gone. */
-#include "stubs.h"
+#include "awake.h"
 
 #include "members.c"
 #include "order.c"
 #include "slots.c"
 
 int64_t shmt_now_ns(void) { return 0; }
-void shmt_registry_lock(void) {}
-void shmt_registry_unlock(void) {}
-int shmt_member_join(shmt_segment *seg) { return seg ? -EBADF : 0; }
-int shmt_reclaim(shmt_segment *seg) { return seg ? 0 : -EINVAL; }
-void shmt_reclaim_slice(shmt_segment *seg) { (void)seg; }
-/* Nobody sleeps here: event.c is about that. */
-void shmt_event_wake(shmt_segment *seg, shmt_event *event, uint32_t n) { (void)seg, (void)event, (void)n; }
-void shmt_event_wake_all(shmt_event *event) { (void)event; }
-int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt, void *arg,
-                    void (*slice_over)(shmt_segment *seg)) {
-    (void)event, (void)deadline_ns, (void)slice_over;
-    return attempt(seg, arg, SHMT_LAST);
-}
 
 #include "handoff.c"
 

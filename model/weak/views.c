@@ -4,25 +4,13 @@
  * and writes it (L1, then R2 and C2). NEXT: a holder drops its lease; another thread acquires the slot's next item,
  * which another member published meanwhile, and finds the slot's own lease unused (L2). UNMAP: two threads use the
  * mapping and drop their references; the last one unmaps it (H1). */
-#include "stubs.h"
+#include "awake.h"
 
 #include "order.c"
 #include "slots.c"
 
 static int mapped = 1;
 
-void shmt_registry_lock(void) {}
-void shmt_registry_unlock(void) {}
-int shmt_member_join(shmt_segment *seg) { return seg ? -EBADF : 0; }
-int shmt_reclaim(shmt_segment *seg) { return seg ? 0 : -EINVAL; }
-void shmt_reclaim_slice(shmt_segment *seg) { (void)seg; }
-void shmt_event_wake(shmt_segment *seg, shmt_event *event, uint32_t n) { (void)seg, (void)event, (void)n; }
-void shmt_event_wake_all(shmt_event *event) { (void)event; }
-int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt, void *arg,
-                    void (*slice_over)(shmt_segment *seg)) {
-    (void)event, (void)deadline_ns, (void)slice_over;
-    return attempt(seg, arg, SHMT_LAST);
-}
 shmt_member_record *shmt_member_mine(shmt_segment *seg) { return &records[shmt_me(seg)]; }
 uint32_t shmt_member_roles(const shmt_segment *seg) { return seg ? 0 : 1; }
 void shmt_member_leave(shmt_segment *seg) { (void)seg; }
