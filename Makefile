@@ -117,7 +117,7 @@ test-py: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the Python tests (PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 stateful: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## 10^5 random steps beside a model of the slots; many minutes (EXAMPLES=500)
-	@SHMTENSOR_STATEFUL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/test_stateful.py
+	@SHMTENSOR_STATEFUL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -s -o timeout=0 -o faulthandler_timeout=0 tests/test_stateful.py
 
 weak: $(STAMP)-build ## the memory orders, by GenMC where it is installed (GENMC=path)
 	@GENMC="$(GENMC)" $(BIN)/python -m pytest -rs tests/test_weak.py $(PYTEST_ARGS)
@@ -132,7 +132,7 @@ asan: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the C tests and ASAN_TESTS of th
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		PYTHONMALLOC=malloc PYTHONPATH=$(ASANLIB) && \
 	$(BIN)/python -c 'import shmtensor._core as c; assert "build/asan" in c.__file__, c.__file__' && \
-	$(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=0 -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+	$(BIN)/python -m pytest -p no:cacheprovider -o timeout=0 -o faulthandler_timeout=0 -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
 		$(addprefix $(CURDIR)/,$(ASAN_TESTS)) $(PYTEST_ARGS)
 
 # Run from the build folder, as asan is. sitecustomize.py in tests/coverage makes forked children count.
@@ -144,7 +144,7 @@ coverage: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## branch coverage of csrc by C
 		--build-base build/coverage --build-lib $(COVLIB)
 	@cd $(COVLIB) && export PYTHONPATH=$(COVLIB):$(CURDIR)/tests/coverage && \
 	$(BIN)/python -c 'import shmtensor._core as c; assert "build/coverage" in c.__file__, c.__file__' && \
-	$(BIN)/python -m pytest -p no:cacheprovider -o faulthandler_timeout=0 -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+	$(BIN)/python -m pytest -p no:cacheprovider -o timeout=0 -o faulthandler_timeout=0 -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
 		$(addprefix $(CURDIR)/,$(COVERAGE_TESTS)) $(PYTEST_ARGS)
 	@$(BIN)/python tests/coverage/report.py build/c/gcc-coverage build/coverage
 
