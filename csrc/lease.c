@@ -1,4 +1,4 @@
-/* lease.c - an acquired slot with a count of those who still look at it; the last one to let go releases it.
+/* lease.c - a slot that is held, with a count of those who still look at it; the last one to let go gives it back.
  *
  * Counts live in a table beside the mapping, one entry per slot: a slot has one holder, so its entry has one lease, and
  * nothing is allocated per item. Only a lease that was lost while views of it lived makes the next holder of that slot
@@ -56,4 +56,26 @@ void shmt_lease_drop(shmt_lease *lease) {
         (void)shmt_slot_release(seg, &slot); /* lost, or a parent's seen from its child: not ours to release */
     }
     shmt_segment_drop(seg);
+}
+
+int shmt_lease_publish(shmt_lease *lease, uint64_t nbytes, uint64_t tag) {
+    /* L1 acquire: as above. Carries: what others wrote to the payload before they let go, to P2. */
+    if (shmt_load_acquire(&lease->refs) != 1) {
+        return -EBUSY;
+    }
+    shmt_segment *seg = lease->seg;
+    shmt_slot slot = {.index = lease->index, .word = lease->word, .generation = lease->generation};
+    bool own = lease->words == NULL;
+    if (own) {
+        shmt_store_relaxed(&lease->refs, 0); /* L2: before P2, as before R2 */
+    }
+    int rc = shmt_slot_publish(seg, &slot, nbytes, tag);
+    if (rc < 0) {
+        (void)shmt_slot_release(seg, &slot); /* aborts it, unless it is lost */
+    }
+    if (!own) {
+        free(lease);
+    }
+    shmt_segment_drop(seg);
+    return rc;
 }

@@ -192,7 +192,7 @@ uint32_t shmt_slot_tries(uint64_t word);
 /* How long a wait spins before it sleeps, microseconds; process-local, default 50. */
 void shmt_spin_set(shmt_segment *seg, uint32_t spin_us);
 
-/* ---- leases: an acquired slot with a count, released when the count ends ------------------------------------------------ */
+/* ---- leases: a held slot with a count, given back when the count ends --------------------------------------------------- */
 
 /* The lease starts with one reference and keeps the mapping; it replaces release. Lock-free, from any thread. n > 1: of a
  * batch of consecutive slots. */
@@ -200,6 +200,9 @@ int shmt_lease_take(shmt_segment *seg, const shmt_slot *first, const uint64_t *w
 void shmt_lease_hold(shmt_lease *lease);
 void shmt_lease_drop(shmt_lease *lease);
 uint32_t shmt_lease_count(const shmt_lease *lease);
+/* A lease may also be taken of a claimed slot: its end then aborts the claim. This publishes it and ends the lease, if the
+ * caller is the only holder; -EBUSY: others are, and nothing was done. After any other error it has ended as well. */
+int shmt_lease_publish(shmt_lease *lease, uint64_t nbytes, uint64_t tag);
 
 /* ---- stream and figures -------------------------------------------------------------------------------------------------- */
 

@@ -4,7 +4,10 @@
 
 TensorBuffer hands items from producers to consumers; SharedTensor is one array that processes share. Queue,
 JoinableQueue, SimpleQueue and Pool are multiprocessing's, for any objects; get_context() has them in place of its own.
+DataLoader is torch's.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from shmtensor._core import Batch, Slot
 from shmtensor._version import __version__
@@ -25,6 +28,9 @@ from shmtensor.pool import Pool
 from shmtensor.queue import JoinableQueue, Queue, SimpleQueue
 from shmtensor.spec import Field, Spec
 from shmtensor.tensor import SharedTensor
+
+if TYPE_CHECKING:
+    from shmtensor.data import DataLoader as DataLoader
 
 __all__ = [
     "Batch",
@@ -50,3 +56,18 @@ __all__ = [
     "__version__",
     "get_context",
 ]
+
+if not TYPE_CHECKING:  # or a type checker would believe that any name is here
+
+    def __getattr__(name: str) -> Any:
+        """DataLoader needs torch, which all else does not: it is imported with its first use, and left out of
+        ``import *``."""
+        if name == "DataLoader":
+            from shmtensor.data import DataLoader
+
+            return DataLoader
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "DataLoader"]

@@ -23,7 +23,9 @@ cdef class Encoder:
     cdef list keep            # what the parts point into
     cdef dict memo            # id -> index of what was met; ~index while we are in it
     cdef list buffers         # of a pickled message
-    cdef uint64_t payload     # bytes of the parts so far, with their alignment
+    cdef uint64_t payload     # where the next part goes: bytes from where the payload begins
+    cdef const uint8_t *base  # memory where arrays may lie already that need no copy, NULL: there is none
+    cdef uint64_t based       # its bytes
     cdef uint8_t mode, flags
     cdef bint busy
     # Of the array that is being looked at: here and not on the stack, which has to hold a thousand levels of nesting.
@@ -36,6 +38,9 @@ cdef class Encoder:
     cdef int number(self, const void *value, size_t nbytes) except -1
     cdef int text(self, str value) except -1
     cdef int name(self, bytes value) except -1
+    cdef Part *new_part(self, Field f) except NULL
+    cdef bint lies_there(self, const void *data, uint64_t nbytes, uint64_t itemsize) noexcept
+    cdef int put_part(self, Part *part, uint64_t nbytes, bint packed)
     cdef int part(self, Field f, object x) except -1
     cdef int node(self, object x) except -1
     cdef int once(self, object x) except -1
@@ -47,6 +52,7 @@ cdef class Encoder:
     cdef int array(self, object x) except -1
     cdef int tensor(self, object x) except -1
     cdef void forget(self) noexcept
+    cdef void place_in(self, const uint8_t *base, uint64_t nbytes) noexcept
     cdef uint64_t measure(self, object x) except 0
     cdef void done(self) noexcept
     cdef uint64_t start(self)
@@ -54,6 +60,8 @@ cdef class Encoder:
     cdef int write(self, uint8_t *to) except -1
 
 
+# (Field, name on the wire) of a numpy or torch dtype; (None, None) if arrays of it must be pickled.
+cdef object known_dtype(object dtype)
 # Whether something lies beside the stream, of which decode() would make views.
 cdef bint is_apart(const uint8_t *data, uint64_t nbytes) noexcept
 cdef object decode(uint8_t *data, uint64_t nbytes, void *thing, const Owner *owner, bint copy)

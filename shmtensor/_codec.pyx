@@ -1,8 +1,11 @@
 """Any object to bytes and back, its arrays beside them: one pass to measure, one to write, one to read.
 
-    0         mode 1 byte, flags 1, unused 6, bytes of the stream 8, number of out-of-band buffers 8
+    0         mode 1 byte, flags 1, where the stream is 6, bytes of the stream 8, number of out-of-band buffers 8
     24        the stream
     aligned   the payload of each large array, aligned to 64 bytes, at the offset that the stream says
+
+Where arrays were made in the slot itself, before there was a message (see _landing.pxi), the stream lies behind them,
+and offsets count from the start.
 
 Nothing is kept between messages, so any receiver can read any message, also after its sender has died. An idea that
 was not followed: to send the structure once and then refer to it by number. That needs a table which all receivers have
@@ -107,7 +110,7 @@ cdef bint _is_tensor_type(object cls) except -1:
     return cls is _tensor_type
 
 
-cdef object _known(object dtype):
+cdef object known_dtype(object dtype):
     """(Field, name on the wire) of a dtype; (None, None) if arrays of it must be pickled."""
     cdef PyObject *found = PyDict_GetItem(_by_dtype, dtype)
     if found != NULL:
@@ -177,7 +180,8 @@ cdef class Encoder:
             self.last.next = self.spare
             self.spare = self.first
             self.first = self.last = NULL
-        self.n = self.payload = 0
+        self.n = 0
+        self.payload = self.based
         self.flags = 0
         if self.keep is not None:
             self.keep.clear()
@@ -225,16 +229,8 @@ cdef class Encoder:
         self.number(&size, sizeof(size))
         return self.number(PyBytes_AS_STRING(value), size)
 
-    cdef int part(self, Field f, object x) except -1:
-        """An array's place: its order in memory, whether it lies apart, its dims; and where a large one will lie."""
+    cdef Part *new_part(self, Field f) except NULL:
         cdef Part *part = self.spare
-        cdef Source *source
-        cdef int64_t *shape = self.shape
-        cdef int64_t *strides = self.strides
-        cdef uint8_t *order = self.order
-        cdef int d, k
-        cdef bint permuted = False
-        cdef uint64_t nbytes = f.itemsize, span = f.itemsize
         if part == NULL:
             part = <Part *>PyMem_Malloc(sizeof(Part))
             if part == NULL:
@@ -248,8 +244,35 @@ cdef class Encoder:
             self.last.next = part
         self.last = part  # now it is freed with the others, whatever happens
         part.nbytes = 0
-        source = &part.source
         part.field = <PyObject *>f
+        return part
+
+    cdef bint lies_there(self, const void *data, uint64_t nbytes, uint64_t itemsize) noexcept:
+        """Whether it is in the slot already, and aligned as a decoder demands."""
+        cdef uint64_t offset = <const uint8_t *>data - self.base
+        return self.base != NULL and self.base <= <const uint8_t *>data and offset < self.based and nbytes <= self.based - offset \
+            and offset % alignment(itemsize) == 0
+
+    cdef int put_part(self, Part *part, uint64_t nbytes, bint packed):
+        """Where a part will lie; its bytes are copied unless they are there already."""
+        if packed and self.lies_there(part.source.data, nbytes, (<Field>part.field).itemsize):
+            part.offset = <const uint8_t *>part.source.data - self.base
+        else:
+            part.offset = self.payload
+            part.nbytes = nbytes
+            self.payload += (nbytes + 63) & ~<uint64_t>63
+        return self.number(&part.offset, sizeof(part.offset))
+
+    cdef int part(self, Field f, object x) except -1:
+        """An array's place: its order in memory, whether it lies apart, its dims; and where a large one will lie."""
+        cdef Part *part = self.new_part(f)
+        cdef Source *source = &part.source
+        cdef int64_t *shape = self.shape
+        cdef int64_t *strides = self.strides
+        cdef uint8_t *order = self.order
+        cdef int d, k
+        cdef bint permuted = False
+        cdef uint64_t nbytes = f.itemsize, span = f.itemsize
         kept = f.source(x, source)
         if source.ndim > MAX_NDIM:
             raise _NeedsPickle
@@ -278,18 +301,13 @@ cdef class Encoder:
         source.strides = source.own_strides
         if permuted:
             source.packed = is_packed(source.ndim, source.shape, source.strides, f.itemsize)
-        part.nbytes = nbytes
         if nbytes >= APART_FROM:
             self.byte(1)
-            part.offset = self.payload
-            self.number(&part.offset, sizeof(part.offset))
-            self.payload += (nbytes + 63) & ~<uint64_t>63
-        else:
-            self.byte(0)
-            self.room(nbytes)
-            f.move(self.out + self.n, source)
-            self.n += nbytes
-            part.nbytes = 0  # done
+            return self.put_part(part, nbytes, source.packed)
+        self.byte(0)
+        self.room(nbytes)
+        f.move(self.out + self.n, source)
+        self.n += nbytes
         return 0
 
     # ---- the tree
@@ -433,7 +451,7 @@ cdef class Encoder:
             self.byte(c"c")
             return self.number(parts, sizeof(parts)) or self.leave(x)
         if isinstance(x, np.generic):
-            field, name = _known(x.dtype)
+            field, name = known_dtype(x.dtype)
             if field is None or (<Field>field).itemsize > sizeof(raw) or type(x) is not x.dtype.type \
                     or x.dtype.kind not in "biufcmM":
                 raise _NeedsPickle
@@ -460,7 +478,7 @@ cdef class Encoder:
 
     cdef int array(self, object x) except -1:
         dtype = x.dtype
-        field, name = _known(dtype)
+        field, name = known_dtype(dtype)
         if field is None or dtype.metadata is not None:  # not in the key: dtypes are equal without it
             raise _NeedsPickle
         self.byte(c"a")
@@ -471,7 +489,7 @@ cdef class Encoder:
         grad = x.requires_grad
         if x.layout is not _strided or x.__dict__ or (grad and not x.is_leaf):
             raise _NeedsPickle  # or the error that says why not
-        field, name = _known(x.dtype)
+        field, name = known_dtype(x.dtype)
         if field is None:
             raise _NeedsPickle
         self.byte(c"x")
@@ -505,27 +523,37 @@ cdef class Encoder:
         except BaseException:
             self.done()
             raise
-        return self.start() + self.payload
+        return self.start() + self.payload if self.base == NULL else self.payload + self.n
+
+    cdef void place_in(self, const uint8_t *base, uint64_t nbytes) noexcept:
+        """The next message is written to ``base``, of which ``nbytes``, a multiple of 64, are in use: what lies there
+        is not copied, all else goes behind it."""
+        self.base = base
+        self.based = self.payload = nbytes
 
     cdef void done(self) noexcept:
+        self.base = NULL
+        self.based = 0
         self.forget()
         self.busy = False
 
     cdef uint64_t start(self):
         """Where the payload begins."""
-        return (HEADER + self.n + 63) & ~<uint64_t>63
+        return (HEADER + self.n + 63) & ~<uint64_t>63 if self.base == NULL else 0
 
     cdef int by_pickle(self, object x) except -1:
-        cdef uint64_t offset, size
+        cdef uint64_t size
+        cdef Part *part
         self.mode = PICKLED
         out = io.BytesIO()
         Pickler(out, self.buffers).dump(x)
         for buffer in self.buffers:
-            size = buffer.raw().nbytes
-            offset = self.payload
-            self.number(&offset, sizeof(offset))
+            raw = np.frombuffer(buffer.raw(), np.uint8)
+            size = len(raw)
+            part = self.new_part(_bytes)
+            self.keep.append(_bytes.source(raw, &part.source))
+            self.put_part(part, size, True)
             self.number(&size, sizeof(size))
-            self.payload += (size + 63) & ~<uint64_t>63
         pickled = out.getbuffer()
         cdef const uint8_t[::1] stream = pickled
         return self.number(&stream[0], stream.shape[0])
@@ -534,25 +562,23 @@ cdef class Encoder:
         """Writes the message that was measured last to memory that is large enough and aligned to 64 bytes."""
         cdef uint64_t head[3]
         cdef uint64_t begin = self.start()
+        cdef uint64_t behind = self.payload if self.base != NULL else 0
         cdef Part *part = self.first
-        cdef Source source
-        cdef uint64_t offset
-        head[0] = self.mode | <uint64_t>self.flags << 8
+        head[0] = self.mode | <uint64_t>self.flags << 8 | behind << 16
         head[1] = self.n
         head[2] = len(self.buffers)
         memcpy(to, head, HEADER)
-        memcpy(to + HEADER, self.out, self.n)
+        memcpy(to + (behind or HEADER), self.out, self.n)
         while part != NULL:
             if part.nbytes:
                 (<Field>part.field).move(to + begin + part.offset, &part.source)
             part = part.next
-        offset = 0
-        for buffer in self.buffers:
-            raw = np.frombuffer(buffer.raw(), np.uint8)
-            _bytes.source(raw, &source)
-            _bytes.move(to + begin + offset, &source)
-            offset += (len(raw) + 63) & ~<uint64_t>63
         return 0
+
+
+cdef inline uint64_t alignment(uint64_t itemsize) noexcept:
+    """What the offset of an array is a multiple of: its elements' size at least, if that is a power of two."""
+    return itemsize if itemsize <= 16 and itemsize & (itemsize - 1) == 0 else 64
 
 
 cdef bint _order(int ndim, const int64_t *shape, const int64_t *strides, uint8_t *order) noexcept:
@@ -732,7 +758,8 @@ cdef class Decoder:
                 raise _corrupt()
         if far:
             self.take(&offset, sizeof(offset))
-            if offset > self.payload_nbytes or nbytes > self.payload_nbytes - offset or offset % 64 != 0:
+            if offset > self.payload_nbytes or nbytes > self.payload_nbytes - offset \
+                    or offset % alignment(f.itemsize) != 0:
                 raise _corrupt()
             out.data = self.payload + offset
         else:
@@ -918,24 +945,29 @@ cdef bint is_apart(const uint8_t *data, uint64_t nbytes) noexcept:
     if nbytes < HEADER:
         return False
     memcpy(head, data, HEADER)
-    return nbytes > ((HEADER + head[1] + 63) & ~<uint64_t>63)
+    return head[0] >> 16 != 0 or nbytes > ((HEADER + head[1] + 63) & ~<uint64_t>63)
 
 
 cdef object decode(uint8_t *data, uint64_t nbytes, void *thing, const Owner *owner, bint copy):
     """The object that a message describes. Its large arrays are views that hold `thing`, unless `copy`."""
     cdef uint64_t head[3]
-    cdef uint64_t begin
+    cdef uint64_t begin, behind
     cdef Decoder d = Decoder.__new__(Decoder)
     if nbytes < HEADER:
         raise _corrupt()
     memcpy(head, data, HEADER)
-    if head[1] > nbytes - HEADER:
+    behind = head[0] >> 16
+    if behind > nbytes or head[1] > nbytes - (behind or HEADER):
         raise _corrupt()
-    begin = min((HEADER + head[1] + 63) & ~<uint64_t>63, nbytes)
-    d.at = data + HEADER
+    if behind:
+        begin = 0
+        d.payload_nbytes = behind
+    else:
+        begin = min((HEADER + head[1] + 63) & ~<uint64_t>63, nbytes)
+        d.payload_nbytes = nbytes - begin
+    d.at = data + (behind or HEADER)
     d.end = d.at + head[1]
     d.payload = data + begin
-    d.payload_nbytes = nbytes - begin
     d.thing = thing
     d.owner = owner
     d.copy = copy

@@ -75,6 +75,32 @@ cdef class Kept:
     cdef shmt_lease *lease
 
 
+cdef class Parcel:
+    cdef shmt_lease *lease    # NULL: it was opened
+    cdef uint8_t *data
+    cdef uint64_t nbytes
+
+
+cdef class Landing:
+    cdef Objects slots
+    cdef shmt_lease *lease    # of the claimed slot, one reference of ours; NULL: none is claimed
+    cdef shmt_slot s          # it
+    cdef uint64_t used        # bytes of it, from its start
+    cdef dict runs            # (dtype, shape) -> [where the next array of this kind lies, how many more there is room for]
+    cdef Py_ssize_t rows      # how many of a kind a new run has room for
+    cdef Encoder encoder
+    cdef uint64_t nbytes      # of the message that was written; 0: none was
+    cdef uint64_t tag         # its tag
+    cdef shmt_lease *aliased  # of the slot that was still looked at when its message went out
+    cdef readonly uint64_t copied  # messages that went out as a copy because of that
+
+    cdef void forget_aliased(self) noexcept
+    cdef uint64_t measure_place(self, Field f, tuple shape, Place *at) except? 0xffffffffffffffff
+    cdef bint claim(self, object timeout) except -1
+    cdef uint64_t take(self, uint64_t nbytes, object shape) except 0
+    cdef int publish_copy(self, object timeout) except -1
+
+
 cdef class Held:
     cdef Buffer buffer
     cdef shmt_slot s         # the slot, or a batch's first

@@ -6,6 +6,7 @@
     Slot     a claimed or acquired slot             _slot.pxi
     Batch    up to 64 of them that follow each other
     Objects  a segment with slots and any objects   _objects.pxi (Queue)
+    Landing  tensors that are made in their slot    _landing.pxi (DataLoader)
 
 One module and not several, because the C core's state - which handles live in this process - must be there once.
 
@@ -25,9 +26,9 @@ cimport numpy as cnp
 
 from shmtensor.errors import ClosedError, LeaseLost, error_from
 
-from shmtensor._codec cimport Encoder, decode, is_apart
+from shmtensor._codec cimport Encoder, decode, is_apart, known_dtype
 from shmtensor._cshmt cimport *
-from shmtensor._views cimport Field, Hold, Owner, Place, find_torch, hold_new
+from shmtensor._views cimport MAX_NDIM, Field, Hold, Owner, Place, find_torch, hold_new
 
 cnp.import_array()
 
@@ -40,9 +41,9 @@ cdef extern from "numpy/arrayobject.h":
         PyObject *weakreflist
 
 cdef extern from "errno.h":
-    int EAGAIN, EINTR, EOWNERDEAD, ERANGE, ETIMEDOUT, EINVAL, EUCLEAN
+    int EAGAIN, EBUSY, EINTR, EOWNERDEAD, ERANGE, ETIMEDOUT, EINVAL, EUCLEAN
 
-cdef int _EAGAIN = EAGAIN, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT, _EUCLEAN = EUCLEAN
+cdef int _EAGAIN = EAGAIN, _EBUSY = EBUSY, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT, _EUCLEAN = EUCLEAN
 cdef int _EOWNERDEAD = EOWNERDEAD, _ERANGE = ERANGE
 
 cdef int64_t STEP_NS = 100_000_000  # how long Ctrl-C may have to wait at most
@@ -132,3 +133,4 @@ include "_segment.pxi"
 include "_buffer.pxi"
 include "_slot.pxi"
 include "_objects.pxi"
+include "_landing.pxi"

@@ -136,6 +136,7 @@ cdef extern from "shmt.h" nogil:
     void shmt_lease_hold(shmt_lease *lease)
     void shmt_lease_drop(shmt_lease *lease)
     uint32_t shmt_lease_count(const shmt_lease *lease)
+    int shmt_lease_publish(shmt_lease *lease, uint64_t nbytes, uint64_t tag)
 
     void shmt_shutdown(shmt_segment *seg)
     void shmt_slots_prefer_few(shmt_segment *seg, bint few)

@@ -127,6 +127,25 @@ cdef class Objects(Buffer):
             error = e
         return s.tag, x, error, kept
 
+    def receive_parcel(self, timeout=None):
+        """(tag, object); as receive(), but what would be views comes as a Parcel, to be opened later."""
+        cdef shmt_slot s
+        cdef uint64_t word
+        cdef Parcel parcel
+        self.wait(ACQUIRE, 1, &word, &s, timeout)
+        if not is_apart(s.data, s.nbytes):
+            return s.tag, self.take(&s)
+        parcel = Parcel.__new__(Parcel)
+        parcel.lease = self.lease_of(&s, &s.word, 1)
+        parcel.data = s.data
+        parcel.nbytes = s.nbytes
+        return s.tag, parcel
+
+    @property
+    def reading(self):
+        """Slots that somebody keeps: parcels, and views of what was in them."""
+        return shmt_slots_reading(self.open_seg())
+
     # ---- how much is done
 
     def tasks_done(self, uint32_t n=1):
@@ -158,6 +177,27 @@ cdef class Objects(Buffer):
         finally:
             self.unpin()
         check(rc, "waiting until all is done")
+
+
+@cython.final
+@cython.no_gc
+cdef class Parcel:
+    """An object that was received and not decoded yet. It keeps its slot; dropped unopened, it gives it back."""
+
+    def __dealloc__(self):
+        if self.lease != NULL:
+            shmt_lease_drop(self.lease)
+
+    def open(self, bint copy=False):
+        """The object; once. ``copy``: its arrays are no views, and the slot is free again."""
+        cdef shmt_lease *lease = self.lease
+        if lease == NULL:
+            raise ValueError("this parcel was opened before")
+        self.lease = NULL
+        try:
+            return decode(self.data, self.nbytes, lease, &LEASE, copy)
+        finally:
+            shmt_lease_drop(lease)
 
 
 @cython.final

@@ -147,7 +147,8 @@ def test_the_site_has_every_page_and_every_public_name() -> None:
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
     assert set(re.findall(r"^(\w[\w-]*)$", toctree, re.M)) == pages
     listed = re.findall(r"^\.\. auto\w+:: shmtensor\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
-    assert set(listed) == {name for name in shmtensor.__all__ if not name.startswith("__")}
+    lazy = {"DataLoader"}  # needs torch
+    assert set(listed) == {name for name in shmtensor.__all__ if not name.startswith("__")} | lazy
     assert len(listed) == len(set(listed))
 
 

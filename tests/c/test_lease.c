@@ -117,6 +117,38 @@ static void a_lost_lease_releases_nothing(void) {
     shmt_segment_drop(seg);
 }
 
+/* Of a claim: published by who is alone with it, and else nothing happens; let go by all, it is aborted. */
+static void a_claim_may_be_leased(void) {
+    shmt_segment *seg = make(2, 0, 0);
+    shmt_slot slot;
+    shmt_lease *lease;
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(shmt_lease_take(seg, &slot, &slot.word, 1, &lease), 0);
+    shmt_lease_hold(lease);
+    CHECK_EQ(shmt_lease_publish(lease, 8, 7), -EBUSY);
+    CHECK_EQ(slot_of(seg, slot.index).state, 1);
+    shmt_lease_drop(lease);
+    CHECK_EQ(shmt_lease_publish(lease, 8, 7), 0);
+    CHECK_EQ(stats_of(seg).ready, 1);
+    CHECK_EQ(get_tag(seg), 7);
+    CHECK_EQ(stats_of(seg).free, 2);
+
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(shmt_lease_take(seg, &slot, &slot.word, 1, &lease), 0);
+    CHECK_EQ(shmt_lease_publish(lease, UINT64_MAX, 0), -EMSGSIZE); /* ends it all the same */
+    CHECK_EQ(stats_of(seg).free, 2);
+
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(shmt_lease_take(seg, &slot, &slot.word, 1, &lease), 0);
+    shmt_lease_hold(lease);
+    shmt_lease_drop(lease);
+    CHECK_EQ(slot_of(seg, slot.index).state, 1);
+    shmt_lease_drop(lease);
+    CHECK_EQ(stats_of(seg).free, 2);
+    CHECK_EQ(shmt_load_relaxed(&seg->refs), 1);
+    shmt_segment_drop(seg);
+}
+
 static void released_by_hand_first(void) {
     shmt_segment *seg = make(1, 0, 0);
     put(seg, 1);
@@ -229,4 +261,5 @@ static void taken_here_and_dropped_there(void) {
 
 TESTS(TEST(the_last_drop_releases), TEST(leases_of_different_slots_are_apart), TEST(a_batch_is_released_as_one),
       TEST(a_lease_keeps_the_mapping_and_the_membership), TEST(a_lost_lease_releases_nothing),
-      TEST(released_by_hand_first), TEST(from_many_threads_exactly_once), TEST(taken_here_and_dropped_there))
+      TEST(a_claim_may_be_leased), TEST(released_by_hand_first), TEST(from_many_threads_exactly_once),
+      TEST(taken_here_and_dropped_there))

@@ -1,0 +1,199 @@
+# _landing.pxi - a slot in the making: tensors that come into being where their message will lie.
+
+cdef uint64_t LANDED_AT = 64  # the header's place, and aligned
+
+
+@cython.final
+@cython.no_gc
+cdef class Landing:
+    """One thread's way to send what was never anywhere but in the slot: empty() claims one and gives out memory in it,
+    write() puts a message there that copies only what does not lie in it, publish() sends it.
+
+    A tensor that is still alive when it has to go out was kept by somebody, who must not see it change: a copy goes out
+    instead. Until the kept one is dead, empty() gives nothing, so that no more than one slot is kept like this.
+    """
+
+    def __init__(self, Objects slots not None):
+        self.slots = slots
+        self.runs = {}
+        self.encoder = Encoder()
+
+    def __dealloc__(self):
+        self.forget_aliased()
+        if self.lease != NULL:
+            shmt_lease_drop(self.lease)  # aborts the claim
+        if self.aliased != NULL:
+            shmt_lease_drop(self.aliased)
+
+    cdef void forget_aliased(self) noexcept:
+        if self.aliased != NULL and shmt_lease_count(self.aliased) == 1:
+            shmt_lease_drop(self.aliased)
+            self.aliased = NULL
+
+    def begin(self, Py_ssize_t rows=1):
+        """A new message; of each kind of array that it asks for, it will probably ask for ``rows``."""
+        self.forget_aliased()
+        if self.lease != NULL and self.nbytes == 0:
+            shmt_lease_drop(self.lease)
+            self.lease = NULL
+            self.runs.clear()
+        self.rows = max(rows, 1)
+
+    # ---- memory in the slot
+
+    def empty(self, tuple shape, dtype, timeout=None):
+        """An uninitialised tensor in the slot; None if there can be none now. Those of one shape and dtype lie one
+        after the other, so that all of them together are a tensor as well: see joined().
+
+        Raises as Buffer.claim() and Slot.reserve().
+        """
+        cdef Field f
+        cdef Place at
+        cdef uint64_t nbytes
+        cdef list run
+        field, _ = known_dtype(dtype)
+        if field is None or len(shape) >= MAX_NDIM:
+            return None
+        f = <Field>field
+        nbytes = self.measure_place(f, shape, &at)
+        if nbytes == 0 or not self.claim(timeout):
+            return None
+        key = dtype, shape
+        run = self.runs.get(key)
+        if run is None or run[1] == 0:
+            run = [self.take(nbytes * self.rows, shape), self.rows]
+            self.runs[key] = run
+        at.data = self.s.data + <uint64_t>run[0]
+        run[0] = <uint64_t>run[0] + nbytes
+        run[1] -= 1
+        return f.tensor(&at, self.lease, &LEASE)
+
+    def whole(self, tuple shape, dtype, timeout=None):
+        """As empty(), for one that is the only one of its kind."""
+        cdef Py_ssize_t rows = self.rows
+        self.rows = 1
+        try:
+            return self.empty(shape, dtype, timeout)
+        finally:
+            self.rows = rows
+
+    def joined(self, uint64_t address, tuple shape, dtype):
+        """Tensors that lie one after the other from ``address`` on, as one; None if that is not in the slot."""
+        cdef Place at
+        cdef Field f = known_dtype(dtype)[0]
+        cdef uint64_t nbytes = self.measure_place(f, shape, &at)
+        cdef uint64_t offset = address - <uint64_t>self.s.data
+        if self.lease == NULL or address < <uint64_t>self.s.data or offset > self.used or nbytes > self.used - offset:
+            return None
+        at.data = <uint8_t *>address
+        return f.tensor(&at, self.lease, &LEASE)
+
+    @property
+    def has_rows(self):
+        """Whether empty() gave out anything since begin()."""
+        return bool(self.runs)
+
+    cdef uint64_t measure_place(self, Field f, tuple shape, Place *at) except? 0xffffffffffffffff:
+        cdef uint64_t nbytes = f.itemsize
+        cdef int64_t n
+        cdef int d
+        if len(shape) > MAX_NDIM:
+            raise ValueError(f"an array of {len(shape)} dimensions; at most {MAX_NDIM} can be sent")
+        at.ndim = len(shape)
+        at.packed = True
+        for d in range(at.ndim - 1, -1, -1):
+            n = shape[d]
+            if n < 0:
+                raise ValueError(f"a shape cannot have negative dimensions: {shape}")
+            at.shape[d] = n
+            at.strides[d] = <int64_t>nbytes
+            if n and nbytes > (<uint64_t>1 << 46) // <uint64_t>n:
+                raise ValueError(f"an array of shape {shape} is larger than any slot")
+            nbytes *= <uint64_t>n
+        return nbytes
+
+    cdef bint claim(self, object timeout) except -1:
+        """Whether there is a claimed slot."""
+        cdef uint64_t word
+        if self.lease != NULL:
+            return shmt_slot_is_ours(&self.s)
+        self.forget_aliased()
+        if self.aliased != NULL:
+            return False
+        shmt_slots_prefer_few(self.slots.open_seg(), True)
+        self.slots.wait(CLAIM, 1, &word, &self.s, timeout)
+        try:
+            check(shmt_lease_take(self.slots.seg, &self.s, &self.s.word, 1, &self.lease), "claiming a slot")
+        except BaseException:
+            shmt_slot_abort(self.slots.seg, &self.s)
+            raise
+        finally:
+            self.slots.unpin()  # the lease keeps the mapping
+        self.used = LANDED_AT
+        return True
+
+    cdef uint64_t take(self, uint64_t nbytes, object shape) except 0:
+        """Room behind what is used: where it begins."""
+        cdef uint64_t begin = self.used
+        self.slots.open_seg()
+        if self.s.nbytes < begin + nbytes:
+            self.slots.grow(&self.s, begin + nbytes, f"a batch with arrays of shape {shape}")
+        self.used = (begin + nbytes + 63) & ~<uint64_t>63
+        return begin
+
+    # ---- the message
+
+    def write(self, x, uint64_t tag=0, timeout=None):
+        """Encodes ``x``, to be sent by publish(); at once if nothing of it lies in a slot. Raises as Objects.send();
+        nothing was sent then, and something else may be written."""
+        cdef uint64_t nbytes
+        if self.lease == NULL:
+            self.slots.encode(x, timeout, tag, True)
+            return
+        self.slots.open_seg()
+        self.encoder.place_in(self.s.data, self.used)
+        nbytes = self.encoder.measure(x)
+        try:
+            if self.s.nbytes < nbytes:
+                self.slots.grow(&self.s, nbytes, "an object")
+            self.encoder.write(self.s.data)
+        finally:
+            self.encoder.done()
+        self.nbytes = nbytes
+        self.tag = tag
+
+    def publish(self, timeout=None):
+        """Sends what was written. By now the caller has let go of it: what is still alive was kept by somebody.
+
+        Raises as Buffer.claim(): it may be called again.
+        """
+        cdef int rc
+        if self.nbytes == 0:
+            return
+        self.runs.clear()
+        rc = shmt_lease_publish(self.lease, self.nbytes, self.tag)
+        if rc == -_EBUSY:
+            self.publish_copy(timeout)
+            self.aliased = self.lease
+            self.copied += 1
+            rc = 0
+        self.lease = NULL
+        self.nbytes = 0
+        check(rc, "publishing a slot")
+
+    cdef int publish_copy(self, object timeout) except -1:
+        cdef shmt_slot s
+        cdef uint64_t word
+        self.slots.wait(CLAIM, 1, &word, &s, timeout)
+        try:
+            if s.nbytes < self.nbytes:
+                self.slots.grow(&s, self.nbytes, "a copy of an object that was kept")
+            with nogil:
+                shmt_copy(s.data, self.s.data, self.nbytes)
+            check(shmt_slot_publish(self.slots.seg, &s, self.nbytes, self.tag), "publishing a slot")
+        except BaseException:
+            shmt_slot_abort(self.slots.seg, &s)
+            raise
+        finally:
+            self.slots.unpin()
+        return 0

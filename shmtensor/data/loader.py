@@ -1,0 +1,123 @@
+"""DataLoader: torch's arguments and ours, and the segments that one epoch leaves to the next."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.utils.data
+from torch.utils.data import Dataset, Sampler
+
+from shmtensor.data.iterator import Iterator
+from shmtensor.objects import ObjectSlots
+from shmtensor.segments import check_int
+
+__all__ = ["DataLoader"]
+
+_T = TypeVar("_T", covariant=True)
+
+
+class DataLoader(torch.utils.data.DataLoader[_T]):
+    """torch.utils.data.DataLoader, whose workers hand their batches over in shared-memory slots.
+
+    The arguments are torch's, and so are the batches, their order, and the random state afterwards. Batches are views
+    of slots: writable, and each slot is used again once the last alias of its tensors has died. With num_workers=0 it
+    is torch's own.
+
+    Args:
+        keep: how many batches, the one that is being yielded included, may be views at a time; if more than that are
+            kept alive, further ones are yielded as copies in memory of their own. 0: always copies.
+        max_slot_nbytes: bytes that one batch may take; memory is taken when it is first needed. None: a quarter of the
+            machine's memory.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; torch's are checked by torch.
+        ShmNoSpaceError: on iterating, memory is short.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[_T],
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Sampler[Any] | Iterable[Any] | None = None,
+        batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: torch.Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
+        keep: int = 2,
+        max_slot_nbytes: int | None = None,
+    ) -> None:
+        check_int("keep", keep, 0, 2**15)
+        self.keep = keep
+        self.max_slot_nbytes = max_slot_nbytes
+        self.copied = 0  #: batches that were yielded as copies, because more than ``keep`` were kept
+        self._spare: list[tuple[int, ObjectSlots]] = []  # (of which process, segment)
+        newer = {} if in_order else {"in_order": in_order}  # older versions of torch know only True
+        super().__init__(
+            dataset,
+            batch_size,
+            shuffle,
+            sampler,
+            batch_sampler,
+            num_workers,
+            collate_fn,
+            pin_memory,
+            drop_last,
+            timeout,
+            worker_init_fn,
+            multiprocessing_context,
+            generator,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+            pin_memory_device=pin_memory_device,
+            **newer,
+        )
+
+    def _get_iterator(self) -> Any:
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return Iterator(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_spare": []}
+
+    # ---- segments
+
+    def _slots_for_an_epoch(self) -> ObjectSlots:
+        """Those that an earlier epoch has left, whose memory is warm; or new ones."""
+        # What is outstanding; what the user keeps; and one for each worker whose dataset keeps what it sends.
+        n = (self.prefetch_factor or 2) * self.num_workers + self.keep + self.num_workers
+        while self._spare:
+            pid, slots = self._spare.pop()
+            if pid == os.getpid() and slots._info["slots"] == n:  # a forked child's parent will use its own again
+                return slots
+        return ObjectSlots.create(n, max_slot_nbytes=self.max_slot_nbytes)
+
+    def _leave_to_the_next(self, slots: ObjectSlots) -> None:
+        slots.reclaim()
+        self._spare.append((os.getpid(), slots))
+
+    def _has_copied(self) -> None:
+        if self.copied == 0:
+            warnings.warn(
+                f"more than keep={self.keep} batches of this DataLoader are kept alive: further ones are copied. "
+                "Raise keep= to have them as views, or drop them earlier",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+        self.copied += 1

@@ -1,0 +1,92 @@
+"""A worker process: torch's own worker loop, between queues of ours.
+
+torch's loop still holds a batch when it puts it, so it is published one step later, when the loop comes back for its
+next task: who then still looks at the batch has kept it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+from collections.abc import Callable
+from multiprocessing import parent_process
+from typing import Any, TypeVar
+
+from torch._utils import ExceptionWrapper
+
+from shmtensor._core import Landing
+from shmtensor.data import landing
+from shmtensor.data.transport import Results, Tasks
+
+__all__ = ["run"]
+
+_T = TypeVar("_T")
+_STEP = 1.0  #: seconds until a wait looks whether there is anybody left to wait for
+
+
+def run(loop: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Calls torch's worker loop with the arguments that it was to be called with."""
+    bound = inspect.signature(loop).bind(*args)
+    given = bound.arguments
+    sender = _Sender(given["data_queue"], given["worker_id"])
+    given["data_queue"] = sender
+    given["index_queue"] = _Receiver(given["index_queue"], sender)
+    given["collate_fn"] = landing.Collate(given["collate_fn"])
+    landing.begin(sender.landing, _patiently)
+    loop(*bound.args, **bound.kwargs)
+
+
+def _patiently(wait: Callable[[float], _T]) -> _T:
+    """Waits for a slot, as long as there is somebody who could free one."""
+    while True:
+        try:
+            return wait(_STEP)
+        except queue.Full:
+            parent = parent_process()
+            if parent is not None and not parent.is_alive():
+                raise SystemExit(1) from None
+
+
+class _Sender:
+    """The loop's data queue."""
+
+    def __init__(self, results: Results, worker_id: int) -> None:
+        self.landing = Landing(results.slots)
+        self._worker_id = worker_id
+
+    def put(self, result: tuple[Any, Any]) -> None:
+        number, data = result
+        if not isinstance(number, int):  # an answer to something else than a task
+            self._write(result, 0)
+            return
+        try:
+            self._write(data, number + 1)
+        except Exception:  # it cannot be sent: that is the result
+            self._write(ExceptionWrapper(where=f"in DataLoader worker process {self._worker_id}"), number + 1)
+
+    def _write(self, x: Any, tag: int) -> None:
+        _patiently(lambda seconds: self.landing.write(x, tag, seconds))
+
+    def flush(self) -> None:
+        _patiently(self.landing.publish)
+
+    def cancel_join_thread(self) -> None:
+        """Nothing waits in this process."""
+
+    def close(self) -> None:
+        self.flush()
+
+
+class _Receiver:
+    """The loop's index queue."""
+
+    def __init__(self, tasks: Tasks, sender: _Sender) -> None:
+        self._tasks = tasks
+        self._sender = sender
+
+    def get(self, timeout: float | None = None) -> Any:
+        self._sender.flush()
+        task = self._tasks.get(timeout=timeout)
+        rows = len(task[1]) if isinstance(task, tuple) and isinstance(task[1], list) else 1
+        self._sender.landing.begin(rows)
+        return task
