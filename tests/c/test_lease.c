@@ -128,6 +128,7 @@ static void a_claim_may_be_leased(void) {
     CHECK_EQ(shmt_lease_publish(lease, 8, 7), -EBUSY);
     CHECK_EQ(slot_of(seg, slot.index).state, 1);
     shmt_lease_drop(lease);
+    memcpy(slot.data, &(uint64_t){7}, 8);
     CHECK_EQ(shmt_lease_publish(lease, 8, 7), 0);
     CHECK_EQ(stats_of(seg).ready, 1);
     CHECK_EQ(get_tag(seg), 7);

@@ -1,0 +1,268 @@
+"""Datasets and collate functions of the loader tests, and what it means that two batches are the same.
+
+Here and not in the test files, so that a spawned worker need not import pytest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+
+import shmtensor.data
+
+Pair = namedtuple("Pair", "x y")
+
+
+@dataclasses.dataclass
+class Record:
+    x: torch.Tensor
+    name: str
+
+
+def same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        if a.layout is not torch.strided:
+            return a.layout == b.layout and torch.equal(a.to_dense(), b.to_dense())
+        return (
+            a.dtype == b.dtype
+            and a.shape == b.shape
+            and a.stride() == b.stride()
+            and a.requires_grad == b.requires_grad
+            and torch.equal(a, b)
+        )
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if dataclasses.is_dataclass(a):
+        return same(vars(a), vars(b))
+    return bool(a == b)
+
+
+def own(x: Any) -> Any:
+    """A copy: the batch itself may be used again."""
+    if isinstance(x, (torch.Tensor, np.ndarray)):
+        return x.clone() if isinstance(x, torch.Tensor) else x.copy()
+    if isinstance(x, dict):
+        return {k: own(v) for k, v in x.items()}
+    if isinstance(x, Pair):
+        return Pair(*map(own, x))
+    if type(x) in (list, tuple):
+        return type(x)(map(own, x))
+    return x
+
+
+# ---- map-style datasets ----------------------------------------------------------------------------------------------
+
+
+class Numbers(Dataset[Any]):
+    """Sample i is made by ``make(i)``."""
+
+    def __init__(self, n: int, make: Any) -> None:
+        self.n, self.make = n, make
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Any:
+        return self.make(i)
+
+
+def plain(i: int) -> torch.Tensor:
+    return torch.full((50, 20), float(i))
+
+
+def small(i: int) -> torch.Tensor:
+    return torch.tensor([i, -i])
+
+
+def scalar(i: int) -> int:
+    return i
+
+
+def all_kinds(i: int) -> dict[str, Any]:
+    return {
+        "tensor": torch.full((3, 100, 4), i, dtype=torch.uint8),
+        "half": torch.full((600,), i, dtype=torch.bfloat16),
+        "array": np.full((40, 40), i, dtype=np.float64),
+        "int": i,
+        "float": i / 7,
+        "np": np.float32(i),
+        "text": f"sample {i}",
+        "bytes": bytes([i % 256]),
+        "nested": [(torch.arange(i, i + 500), {"deep": i}), Pair(i, torch.ones(300) * i)],
+    }
+
+
+def random_kinds(i: int) -> Any:
+    """Tells which random state its worker has."""
+    return torch.rand(300), np.random.rand(300), random.random(), torch.randint(1 << 40, (1,))
+
+
+def transposed(i: int) -> torch.Tensor:
+    return torch.full((40, 60), float(i)).t()
+
+
+def of_any_length(i: int) -> torch.Tensor:
+    return torch.full((100 + 7 * i,), float(i))
+
+
+def with_grad(i: int) -> dict[str, Any]:
+    return {"x": torch.full((900,), float(i)).requires_grad_()}
+
+
+def in_place(i: int) -> torch.Tensor:
+    return shmtensor.data.empty((60, 30), torch.float32).fill_(i)
+
+
+def in_place_twice(i: int) -> dict[str, Any]:
+    image = shmtensor.data.empty((30, 31, 3), torch.uint8).fill_(i % 256)
+    mask = shmtensor.data.empty((30, 31), torch.int64).fill_(i)
+    return {"image": image, "mask": mask, "i": i}
+
+
+def fails_at_7(i: int) -> Any:
+    if i == 7:
+        raise KeyError("no sample 7")
+    return plain(i)
+
+
+def killed_at_7(i: int) -> Any:
+    if i == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(i)
+
+
+def slow_at_7(i: int) -> Any:
+    if i == 7:
+        time.sleep(30)
+    return plain(i)
+
+
+def collated_here(i: int) -> Any:
+    """A dataset that calls default_collate itself, and keeps what it gets."""
+    out = default_collate([plain(i), plain(i)])
+    kept.append(out)
+    return out, lies_in_a_slot(out), all((x == x[0, 0, 0]).all().item() for x in kept)
+
+
+kept: list[Any] = []
+
+
+class Keeps(Dataset[Any]):
+    """Keeps every sample that it made in a slot, and says whether they are all still what they were."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.made: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Any:
+        x = shmtensor.data.empty((500,), torch.int64)
+        x.fill_(i)
+        self.made[i] = x
+        return x, all((y == k).all().item() for k, y in self.made.items())
+
+
+class AllAtOnce(Numbers):
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self.make(i) for i in reversed(indices)]
+
+
+# ---- iterable datasets -----------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset[Any]):
+    """Each worker has its share, and the last ones have less."""
+
+    def __init__(self, n: int, make: Any = plain) -> None:
+        self.n, self.make = n, make
+
+    def __iter__(self) -> Any:
+        info = get_worker_info()
+        first, step = (0, 1) if info is None else (info.id, info.num_workers)
+        return map(self.make, range(first, self.n - first * 5, step))
+
+
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return self.n // 2
+
+
+# ---- collate functions -----------------------------------------------------------------------------------------------
+
+
+def as_they_are(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def padded(samples: list[Any]) -> Any:
+    lengths = torch.tensor([len(x) for x in samples])
+    return torch.nn.utils.rnn.pad_sequence(samples, batch_first=True), lengths
+
+
+def packed(samples: list[Any]) -> Any:
+    return torch.nn.utils.rnn.pack_sequence(samples, enforce_sorted=False)
+
+
+def sparse(samples: list[Any]) -> Any:
+    return torch.stack(samples).to_sparse(), torch.stack(samples)
+
+
+def records(samples: list[Any]) -> Any:
+    return Record(torch.stack(samples), f"{len(samples)} of them")
+
+
+def default_inside(samples: list[Any]) -> Any:
+    return {"batch": default_collate(samples), "n": len(samples)}
+
+
+def twice_the_same(samples: list[Any]) -> Any:
+    x = torch.stack(samples)
+    return {"a": x, "b": x, "part": x[1:]}
+
+
+def cannot_be_sent(samples: list[Any]) -> Any:
+    return lambda: samples
+
+
+def where_it_lies(samples: list[Any]) -> Any:
+    out = default_collate(samples)
+    first = out["image"] if isinstance(out, dict) else out
+    sample = samples[0]["image"] if isinstance(samples[0], dict) else samples[0]
+    return out, lies_in_a_slot(first), first.data_ptr() == sample.data_ptr()
+
+
+def lies_in_a_slot(x: torch.Tensor) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, _, end = line.split()[0].partition("-")
+        if int(begin, 16) <= x.data_ptr() < int(end, 16):
+            return "memfd:shmtensor" in line
+    return False
+
+
+def init_seeds(worker_id: int) -> None:
+    random.seed(worker_id)
+    np.random.seed(worker_id + 3)
+
+
+def own_map_entry(samples: list[Any]) -> Any:
+    from torch.utils.data._utils.collate import collate, collate_tensor_fn
+
+    return collate(samples, collate_fn_map={torch.Tensor: collate_tensor_fn})

@@ -1,0 +1,329 @@
+"""DataLoader: what its batches are, what happens when one is kept, when something dies, and when it ends early."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import loader_support as ls  # noqa: E402
+from support import environment, leaves_nothing, segment_fds, wait_until  # noqa: E402
+
+import shmtensor as st  # noqa: E402
+import shmtensor.data  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Any:
+    with leaves_nothing(of_others=False):
+        yield
+        gc.collect()
+
+
+def loader(make: Any = ls.plain, n: int = 24, **options: Any) -> Any:
+    return st.DataLoader(ls.Numbers(n, make), **{"batch_size": 2, "num_workers": 2, **options})
+
+
+def numbers(batches: Any) -> list[int]:
+    return [int(x.flatten()[0]) for x in batches]
+
+
+EVEN = list(range(0, 24, 2))
+
+
+def spare(of: Any) -> dict[str, int]:
+    """How the slots stand that an epoch has left."""
+    ((_, slots),) = of._spare
+    return slots.stats()  # type: ignore[no-any-return]
+
+
+# ---- what a batch is -------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_writable_views_of_slots() -> None:
+    for x in loader(batch_size=3):
+        assert ls.lies_in_a_slot(x) and not x.is_shared() and x.is_contiguous()
+        x.add_(1)
+        x.numpy()[0] = 5
+        assert x[0, 0, 0] == 5
+
+
+def test_the_slot_lives_as_long_as_its_last_alias() -> None:
+    dl = loader(keep=12)
+    kept = [x.view(-1)[::7].detach().numpy()[1:] for x in dl]
+    assert [int(x[0]) for x in kept] == EVEN
+    assert spare(dl)["reading"] == 12 and dl.copied == 0
+    del kept
+    assert spare(dl)["reading"] == 0
+
+
+@pytest.mark.parametrize(("make", "rows"), [(ls.plain, False), (ls.in_place, True), (ls.in_place_twice, True)])
+def test_collate_lands_in_the_slot(make: Any, rows: bool) -> None:
+    for _, landed, was_there in loader(make, collate_fn=ls.where_it_lies):
+        assert landed and was_there == rows
+
+
+def test_only_the_loaders_own_collate_lands() -> None:
+    for _, landed, whole in loader(ls.collated_here, batch_size=None):
+        assert not landed and whole
+
+
+def test_a_dataset_may_keep_what_it_made_in_a_slot() -> None:
+    dl = st.DataLoader(ls.Keeps(60), batch_size=None, num_workers=2)
+    for i, (x, whole) in enumerate(dl):
+        assert (x == i).all() and whole
+        x.fill_(-1)  # it is ours alone
+    assert spare(dl)["writing"] == spare(dl)["ready"] == 0
+
+
+def test_empty_elsewhere() -> None:
+    x = shmtensor.data.empty((3, 4), torch.int16)
+    assert x.shape == (3, 4) and x.dtype == torch.int16 and not ls.lies_in_a_slot(x)
+    assert shmtensor.data.empty(5).dtype == torch.get_default_dtype()
+
+
+def test_what_no_slot_can_hold() -> None:
+    with pytest.raises(ValueError, match="max_slot_nbytes"):
+        list(loader(max_slot_nbytes=4096))
+    with pytest.raises(ValueError, match="max_slot_nbytes"):
+        list(loader(ls.in_place, max_slot_nbytes=4096))
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, "2", None])
+def test_bad_arguments(bad: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="keep"):
+        loader(keep=bad)
+    with pytest.raises(ValueError, match="num_workers"):
+        loader(num_workers=-1)
+
+
+# ---- batches that are kept -------------------------------------------------------------------------------------------
+
+
+def test_all_may_be_kept() -> None:
+    dl = loader()
+    with pytest.warns(RuntimeWarning, match="keep=2") as said:
+        kept = list(dl)
+        kept += list(dl)
+    assert len(said) == 1
+    assert numbers(kept) == EVEN * 2
+    assert dl.copied == 22 and sum(map(ls.lies_in_a_slot, kept)) == 2
+
+
+def test_every_third_may_be_kept() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dl = loader(n=100)
+        kept = [x for i, x in enumerate(dl) if i % 3 == 0]
+    assert numbers(kept) == list(range(0, 100, 6))
+
+
+def test_the_usual_loop_copies_nothing() -> None:
+    dl = loader(n=200)
+    last = None
+    for x in dl:
+        assert last is None or int(x[0, 0, 0]) == int(last[0, 0, 0]) + 2
+        last = x
+    assert dl.copied == 0
+
+
+def test_keep_0_copies_always() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dl = loader(keep=0)
+        assert not any(ls.lies_in_a_slot(x) for x in dl)
+    assert spare(dl)["reading"] == 0
+
+
+# ---- epochs ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_leaves_its_memory_to_the_next() -> None:
+    dl = loader()
+    assert numbers(dl) == EVEN
+    slots = dl._spare[0][1]
+    for _ in range(3):
+        assert numbers(dl) == EVEN
+        assert dl._spare[0][1] is slots
+    with pytest.warns(RuntimeWarning):
+        kept = list(dl)  # also over the next epochs
+        assert numbers(dl) == numbers(dl) == numbers(kept) == EVEN
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_ended_early(persistent: bool) -> None:
+    dl = loader(n=400, persistent_workers=persistent)
+    for stop in (0, 1, 5, 30):
+        begin = time.monotonic()
+        for i, x in enumerate(dl):
+            assert int(x[0, 0, 0]) == 2 * i
+            if i == stop:
+                break
+        del x
+        assert time.monotonic() - begin < 4  # torch waits 5 s for a worker that is blocked
+    assert numbers(dl) == list(range(0, 400, 2))
+    del dl
+
+
+def test_two_iterators_at_once() -> None:
+    dl = loader()
+    for a, b in zip(dl, dl, strict=True):
+        assert torch.equal(a, b)
+    assert len(dl._spare) == 2
+
+
+def test_pickled_and_copied() -> None:
+    dl = loader()
+    assert numbers(dl) == EVEN
+    for other in (pickle.loads(pickle.dumps(dl)), copy.copy(dl), copy.deepcopy(dl)):
+        assert type(other) is st.DataLoader and other.keep == 2 and other._spare == []
+        assert numbers(other) == EVEN
+
+
+def test_attributes_are_guarded_as_torchs() -> None:
+    dl = loader()
+    for name in ("batch_size", "sampler", "drop_last", "dataset"):
+        with pytest.raises(ValueError, match="should not be set after DataLoader is initialized"):
+            setattr(dl, name, 1)
+    assert len(dl) == 12
+
+
+def test_in_a_thread() -> None:
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(numbers(loader())))
+    thread.start()
+    thread.join(60)
+    assert got == [EVEN]
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_comes_with_the_workers_traceback() -> None:
+    it = iter(loader(ls.fails_at_7))
+    assert numbers(next(it) for _ in range(3)) == [0, 2, 4]
+    with pytest.raises(KeyError, match=r"(?s)Caught KeyError in DataLoader worker process 1\..*fails_at_7"):
+        next(it)
+    assert numbers(it) == EVEN[4:]
+
+
+def test_what_cannot_be_sent_raises() -> None:
+    with pytest.raises((AttributeError, pickle.PicklingError), match="in DataLoader worker process 0"):
+        next(iter(loader(collate_fn=ls.cannot_be_sent)))
+
+
+@pytest.mark.parametrize("where", ["main thread", "another thread"])
+def test_a_killed_worker_is_noticed(where: str) -> None:
+    raised: list[Any] = []
+
+    def run() -> None:
+        begin = time.monotonic()
+        try:
+            numbers(loader(ls.killed_at_7))
+        except RuntimeError as e:
+            raised.append((e, time.monotonic() - begin))
+
+    if where == "main thread":
+        run()
+    else:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(60)
+    ((error, seconds),) = raised
+    assert "exited unexpectedly" in str(error) or "is killed by signal: Killed" in str(error)
+    assert seconds < 4
+    raised.clear()
+
+
+def test_time_out() -> None:
+    with pytest.raises(RuntimeError, match="DataLoader timed out after 1 seconds"):
+        numbers(loader(ls.slow_at_7, timeout=1))
+
+
+# ---- the end of processes --------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, time, torch
+sys.path.insert(0, {tests!r})
+import loader_support as ls
+import shmtensor as st
+dl = st.DataLoader(ls.Numbers(10000, ls.plain), batch_size=2, num_workers=2, persistent_workers={persistent})
+it = iter(dl)
+first = next(it)
+print(*[w.pid for w in it._workers], flush=True)
+{then}
+"""
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("then", ["pass", "raise SystemExit(0)", "time.sleep(60)"])
+def test_the_end_in_mid_epoch(then: str, persistent: bool) -> None:
+    code = SCRIPT.format(tests=os.path.dirname(__file__), then=then, persistent=persistent)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        if "sleep" in then:
+            process.send_signal(signal.SIGKILL)
+        else:
+            assert process.wait(20) == 0, process.stderr.read()
+            assert process.stderr.read() == ""
+
+    def gone() -> bool:
+        return not any(os.path.exists(f"/proc/{pid}") and "Z" not in state(pid) for pid in pids)
+
+    def state(pid: int) -> str:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as f:
+            return f.read().rpartition(")")[2].split()[0]
+        return "Z"
+
+    assert wait_until(gone, 20)  # torch's worker looks every 5 s whether its parent is there
+
+
+def test_random_keeping_breaking_and_killing() -> None:
+    choose = random.Random(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dl = loader(n=600, keep=3)
+        descriptors = 0
+        for turn in range(12):
+            kept = []
+            stop = choose.randrange(400)
+            kill = choose.random() < 0.3
+            with contextlib.suppress(RuntimeError):
+                it = iter(dl)
+                for i, x in enumerate(it):
+                    assert int(x[0, 0, 0]) == 2 * i and bool((x[1] == 2 * i + 1).all())
+                    if choose.random() < 0.3:
+                        kept.append((i, x))
+                    if choose.random() < 0.2 and kept:
+                        kept.pop(choose.randrange(len(kept)))
+                    if i == stop:
+                        if not kill:
+                            break
+                        os.kill(choose.choice(it._workers).pid, signal.SIGKILL)
+            for i, x in kept:
+                assert int(x[0, 0, 0]) == 2 * i and bool((x[1] == 2 * i + 1).all())
+            it = x = kept = None
+            gc.collect()
+            if turn == 3:
+                descriptors = len(segment_fds())
+        assert spare(dl)["free"] == sum(spare(dl)[k] for k in ("free", "writing", "ready", "reading"))
+        assert len(segment_fds()) <= descriptors
+        assert numbers(dl) == list(range(0, 600, 2))
