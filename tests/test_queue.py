@@ -466,6 +466,28 @@ def test_an_object_larger_than_a_slot_can_be() -> None:
         assert q.get() == 1
 
 
+@pytest.mark.parametrize("cls", [st.Queue, st.JoinableQueue, st.SimpleQueue])
+def test_no_object_is_too_large_without_a_word(cls: Any) -> None:
+    """By default a slot may take a quarter of the memory: beyond that the setting is named, and it is a setting."""
+    huge = np.broadcast_to(np.int8(1), 1 << 45)  # bytes, of which none is there
+    q = cls()
+    with pytest.raises(ValueError, match=r"slots can grow to [\d,]+: raise max_slot_nbytes="):
+        q.put(huge)
+    q.put(1)
+    assert q.get() == 1 and q.empty()
+
+
+@pytest.mark.parametrize("maxsize", [0, 2])
+def test_an_object_larger_than_what_is_left(maxsize: int) -> None:
+    q: Any = st.Queue(maxsize, **({} if maxsize else {"slots": 2}), max_slot_nbytes=1 << 44)
+    for _ in range(3):  # more often than there are slots
+        with pytest.raises(st.ShmNoSpaceError, match=r"an object.*memory limit of this container or control group"):
+            q.put(np.broadcast_to(np.int8(1), 1 << 42))
+    assert q.stats()["free"] == 2
+    q.put(1)
+    assert q.get() == 1 and q.empty()
+
+
 def test_it_passes_by_inheritance_only() -> None:
     for q in (st.Queue(), st.SimpleQueue()):
         with pytest.raises(RuntimeError, match="inheritance"):
