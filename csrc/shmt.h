@@ -192,6 +192,10 @@ uint32_t shmt_slot_tries(uint64_t word);
 /* How long a wait spins before it sleeps, microseconds; process-local, default 50. */
 void shmt_spin_set(shmt_segment *seg, uint32_t spin_us);
 
+/* Gives the memory that free slots have grown back to the system; `out`: how many bytes that were. Each is this process's for
+ * a moment; those that anybody has, or that hold an item, keep theirs. */
+int shmt_trim(shmt_segment *seg, uint64_t *out);
+
 /* ---- leases: an acquired slot with a count, released when the count ends ------------------------------------------------ */
 
 /* The lease starts with one reference and keeps the mapping; it replaces release. Lock-free, from any thread. n > 1: of a

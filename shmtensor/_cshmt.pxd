@@ -130,6 +130,8 @@ cdef extern from "shmt.h" nogil:
     int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot)
     uint32_t shmt_slot_tries(uint64_t word)
 
+    int shmt_trim(shmt_segment *seg, uint64_t *out)
+
     void shmt_spin_set(shmt_segment *seg, uint32_t spin_us)
 
     int shmt_lease_take(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n, shmt_lease **out)

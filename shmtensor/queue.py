@@ -201,6 +201,13 @@ class Queue(_Base):
         waiting = 0 if self._feeder is None else len(self._feeder)
         return {**self._slots.stats(), "waiting": waiting, "copied": self._slots.copied}
 
+    def trim(self) -> int:
+        """Gives the memory that slots have grown for large objects, and that lies in free ones, back to the system;
+        returns how many bytes that were. May be called at any time: what needs it next takes it again. Whoever puts
+        without waiting may meanwhile find a queue full that has one place left, which is being trimmed."""
+        self._check_open()
+        return self._slots.trim()
+
     # ---- ending
 
     def shutdown(self, immediate: bool = False) -> None:
@@ -305,6 +312,11 @@ class SimpleQueue(_Base):
         """
         self._check_open(OSError)
         return len(self._slots) == 0
+
+    def trim(self) -> int:
+        """As Queue.trim()."""
+        self._check_open()
+        return self._slots.trim()
 
     def close(self) -> None:
         """This process puts and gets nothing more."""
