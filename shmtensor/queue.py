@@ -328,4 +328,9 @@ def _seconds(block: bool, timeout: float | None) -> float | None:
     """multiprocessing's way of saying how long to wait, as ours."""
     if not block:
         return 0
-    return timeout if timeout is None else max(timeout, 0)
+    if timeout is None:
+        return None
+    try:
+        return 0 if timeout < 0 else timeout  # NaN is refused where the wait begins
+    except TypeError:
+        raise TypeError(f"timeout must be None or a number of seconds, not {timeout!r:.80}") from None

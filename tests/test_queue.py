@@ -211,6 +211,17 @@ def test_full_and_empty() -> None:
     assert time.monotonic() - began >= 0.25
 
 
+@pytest.mark.parametrize(
+    ("timeout", "error"), [("1", TypeError), ([], TypeError), (1j, TypeError), (float("nan"), ValueError)]
+)
+def test_a_timeout_that_is_no_number(timeout: Any, error: type[Exception]) -> None:
+    q: Any = st.Queue(1)
+    for call in (lambda: q.get(timeout=timeout), lambda: q.put(1, timeout=timeout)):
+        with pytest.raises(error, match="timeout must be None or a number of seconds"):
+            call()
+    assert q.empty()
+
+
 def test_a_getter_is_woken_by_a_put_and_a_putter_by_a_get() -> None:
     q: Any = st.Queue(1)
     got: list[Any] = []
