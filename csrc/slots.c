@@ -112,6 +112,18 @@ bool shmt_slots_any_unread(shmt_segment *seg) {
     return false;
 }
 
+/* How many slots hold an item that waits, and how many are free: figures, old when they are returned. No system call. */
+void shmt_slots_count(const shmt_segment *seg, uint32_t *ready, uint32_t *free_) {
+    uint32_t waiting = 0, idle = 0;
+    for (uint32_t i = 0; i < seg->geo.slots; i++) {
+        uint64_t word = shmt_load_relaxed(&seg->slots[i].word); /* a figure */
+        waiting += shmt_word_is_ready(word) ? 1 : 0;
+        idle += shmt_word_state(word) == SHMT_FREE ? 1 : 0;
+    }
+    *ready = waiting;
+    *free_ = idle;
+}
+
 /* How many slots somebody is reading: a figure to decide by, and old when it is returned. */
 uint32_t shmt_slots_reading(const shmt_segment *seg) {
     uint32_t n = 0;

@@ -423,6 +423,12 @@ cdef class Buffer(Segment):
         check(shmt_stats_get(self.open_seg(), &s), "reading figures")
         return dict(s)
 
+    def _count(self):
+        """(items that wait to be acquired, free slots), without a system call."""
+        cdef uint32_t ready, free_
+        shmt_slots_count(self.open_seg(), &ready, &free_)
+        return ready, free_
+
     def _members(self):
         """What is known of each member: a list of dicts."""
         cdef shmt_member_info info

@@ -141,7 +141,9 @@ cdef extern from "shmt.h" nogil:
 
     void shmt_shutdown(shmt_segment *seg)
     void shmt_slots_prefer_few(shmt_segment *seg, bint few)
+    void shmt_slots_count(const shmt_segment *seg, uint32_t *ready, uint32_t *free_)
     uint32_t shmt_slots_reading(const shmt_segment *seg)
+    uint64_t shmt_tasks_pushed(shmt_segment *seg)
     uint64_t shmt_tasks_unfinished(shmt_segment *seg)
     int shmt_tasks_done(shmt_segment *seg, uint32_t n)
     int shmt_tasks_join(shmt_segment *seg, int64_t deadline_ns)

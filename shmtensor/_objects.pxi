@@ -129,6 +129,11 @@ cdef class Objects(Buffer):
 
     # ---- how much is done
 
+    @property
+    def _was_used(self):
+        """Whether anything was ever sent; nothing here asks the kernel who lives, as stats() does."""
+        return shmt_tasks_pushed(self.open_seg()) > 0
+
     def tasks_done(self, uint32_t n=1):
         """Counts n objects as dealt with. Raises ValueError if that would be more than were ever sent."""
         cdef int rc

@@ -193,7 +193,7 @@ class Queue(_Base):
 
     def full(self) -> bool:
         """Whether put() would have to wait: never without a bound."""
-        return self._maxsize > 0 and self._slots.stats()["free"] == 0
+        return self._maxsize > 0 and self._slots._count()[1] == 0
 
     def stats(self) -> dict[str, int]:
         """Figures since it was created, as TensorBuffer.stats(); and of this process ``waiting``, the objects that
@@ -238,7 +238,7 @@ class Queue(_Base):
         """This process puts and gets nothing more; what it has put is still sent. Closing twice does nothing."""
         if not self._closed:
             self._closed = True
-            self._was_used = self._slots.stats()["publishes"] > 0
+            self._was_used = self._slots._was_used
             if self._feeder is not None:
                 self._feeder.end()
             else:

@@ -194,7 +194,11 @@ def test_a_typed_storage_is_sent_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         typed = torch.arange(5.0).storage()
-    got = round_trip([typed, {1}])[0]
+    torch.storage._set_always_warn_typed_storage_removal(True)  # else once in a process
+    try:
+        got = round_trip([typed, {1}])[0]
+    finally:
+        torch.storage._set_always_warn_typed_storage_removal(False)
     assert got.dtype is typed.dtype and bytes(got._untyped_storage) == bytes(typed._untyped_storage)
 
 
