@@ -33,14 +33,22 @@ cdef class Objects(Buffer):
         nbytes = encoder.measure(x)
         try:
             shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
-            if wait:
-                self.wait(CLAIM, 1, &word, &s, timeout)
-            else:
-                rc = shmt_slot_try_claim(self.seg, &s)
-                if rc == -_EAGAIN:
-                    return False
+            if wait and timeout is not None:
+                _deadline(timeout)  # a bad one is an error even where there is nothing to wait for
+            rc = shmt_slot_try_claim(self.seg, &s)
+            if rc != -_EAGAIN:
                 self.check_verb(rc, CLAIM)
                 self.pins += 1
+            elif not wait:
+                return False
+            else:
+                self.wait(CLAIM, 1, &word, &s, timeout)
+                try:
+                    encoder.check_sources()
+                except BaseException:
+                    shmt_slot_abort(self.seg, &s)
+                    self.unpin()
+                    raise
             self.fill(&s, encoder, NULL, nbytes, tag)
             return True
         finally:

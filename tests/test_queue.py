@@ -499,6 +499,38 @@ def test_an_object_larger_than_what_is_left(maxsize: int) -> None:
     assert q.get() == 1 and q.empty()
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_an_array_that_is_resized_while_put_waits(kind: str) -> None:
+    """Its memory is another's by then."""
+    x: Any = np.ones(1 << 20)
+    if kind == "torch":
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        x = torch.ones(1 << 20)
+    q: Any = st.Queue(1)
+    q.put(1)
+    raised: list[Exception] = []
+
+    def put() -> None:
+        try:
+            q.put(["first", np.zeros(5000), x], timeout=SECONDS)
+        except RuntimeError as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    assert wait_until(lambda: q.stats()["sleeps"] >= 1)
+    if kind == "torch":
+        x.resize_(1 << 22)
+    else:
+        x.resize(1 << 22, refcheck=False)
+    assert q.get() == 1
+    thread.join(SECONDS)
+    assert len(raised) == 1 and "resized" in str(raised[0])
+    assert q.stats()["free"] == 1
+    q.put(2)
+    assert q.get() == 2
+
+
 def test_it_passes_by_inheritance_only() -> None:
     for q in (st.Queue(), st.SimpleQueue()):
         with pytest.raises(RuntimeError, match="inheritance"):
