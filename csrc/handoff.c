@@ -101,7 +101,7 @@ static int try_claim(shmt_segment *seg, void *arg, shmt_effort effort) {
 /* An item is larger than what this process has mapped of its slot: its producer must have reserved and touched all of it.
  * If there is a hole, the size is a lie, and touching it would be SIGBUS or the OOM killer. */
 static int prove(shmt_segment *seg, uint32_t index, uint64_t nbytes) {
-    uint64_t have = seg->mapped[index];
+    uint64_t have = shmt_touchable(seg, index);
     if (nbytes > seg->geo.slot_stride) {
         return -EUCLEAN;
     }
@@ -111,7 +111,7 @@ static int prove(shmt_segment *seg, uint32_t index, uint64_t nbytes) {
         rc = shmt_memory_populate(shmt_payload(seg, index), want);
     }
     if (rc == 0) {
-        seg->mapped[index] = want;
+        seg->mapped[index].nbytes = want;
     }
     return rc;
 }
@@ -190,7 +190,7 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
         if (rc != 0) {
             return rc;
         }
-        seg->mapped[slot->index] = want;
+        seg->mapped[slot->index].nbytes = want;
         if (want > shmt_load_relaxed(&seg->slots[slot->index].reserved)) { /* a figure for people */
             shmt_store_relaxed(&seg->slots[slot->index].reserved, want);   /* likewise */
         }
@@ -205,11 +205,11 @@ bool shmt_slot_is_ours(const shmt_slot *slot) { return slot->generation == shmt_
 /* WRITING -> READY -> ring, for one slot; the wake-up is the caller's. */
 static int publish(shmt_segment *seg, uint32_t index, uint64_t word, uint64_t nbytes, uint64_t tag) {
     shmt_slot_header *header = &seg->slots[index];
-    if (nbytes > shmt_touchable(seg, index)) {
-        return -EMSGSIZE;
-    }
     if (shmt_load_relaxed(&header->word) != word) { /* a second publish must not touch what is another's; P2 decides */
         return -ESTALE;
+    }
+    if (nbytes > shmt_touchable(seg, index)) {
+        return -EMSGSIZE;
     }
     header->nbytes = nbytes; /* plain: ours until P2 */
     header->tag = tag;

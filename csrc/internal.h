@@ -30,6 +30,12 @@ struct shmt_lease {
     uint64_t *words;     /* NULL: leases[index + i].word; else on the heap, after the struct */
 };
 
+/* What this process knows to be there of a growing slot, so that a touch cannot be SIGBUS. */
+typedef struct shmt_mapped {
+    uint64_t nbytes;
+    uint64_t trims; /* the slot's, when that was found out */
+} shmt_mapped;
+
 struct shmt_segment {
     /* What every verb reads: set at attach, constant afterwards. */
     shmt_header *header;
@@ -40,7 +46,7 @@ struct shmt_segment {
     uint8_t *data;
     shmt_geometry geo; /* private copy: shared geometry is never read again */
     shmt_lease *leases;
-    uint64_t *mapped; /* SHMT_GROW: bytes of each slot that this process has mapped */
+    shmt_mapped *mapped; /* SHMT_GROW: by slot; read and written by whoever has the slot */
     uint32_t spin_us;
     uint32_t ring_shift; /* log2 of geo.ring */
     bool debug;          /* SHMTENSOR_DEBUG */
@@ -91,6 +97,7 @@ int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes);
 int shmt_memory_reserve_unchecked(int fd, uint64_t offset, uint64_t nbytes); /* what was checked as part of a whole */
 int shmt_memory_present(int fd, uint64_t offset, uint64_t have, uint64_t want);
 int shmt_memory_populate(void *at, uint64_t nbytes);
+int shmt_memory_punch(int fd, uint64_t offset, uint64_t nbytes); /* gives it back to the system */
 
 /* ---- geometry.c: where everything lies ------------------------------------------------------------------------------ */
 int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo); /* of a segment to be created */
@@ -126,10 +133,21 @@ int shmt_segment_populate(const shmt_geometry *geo, uint8_t *base);
 static inline uint8_t *shmt_payload(const shmt_segment *seg, uint32_t index) {
     return seg->data + index * seg->geo.slot_stride;
 }
-/* What may be touched of a slot, bytes. Of a growing one only what this process knows to be there: it reserved it, or saw
- * that it is. */
+/* What may be touched of a slot that we have, bytes. Of a growing one only what this process knows to be there: it reserved
+ * it, or saw that it is; and nobody has trimmed the slot since. */
 static inline uint64_t shmt_touchable(const shmt_segment *seg, uint32_t index) {
-    return seg->geo.flags & SHMT_GROW ? seg->mapped[index] : seg->geo.slot_stride;
+    if (!(seg->geo.flags & SHMT_GROW)) {
+        return seg->geo.slot_stride;
+    }
+    shmt_mapped *known = &seg->mapped[index];
+    uint64_t trims = shmt_load_relaxed(&seg->slots[index].trims); /* ours while the slot is: carried by its word */
+    if (SHMT_UNLIKELY(known->trims != trims)) {
+        if (known->nbytes > seg->geo.slot_nbytes) {
+            known->nbytes = seg->geo.slot_nbytes; /* which is never taken */
+        }
+        known->trims = trims;
+    }
+    return known->nbytes;
 }
 
 /* ---- members.c: lock bytes ------------------------------------------------------------------------------------------------ */
@@ -153,6 +171,7 @@ shmt_member_record *shmt_member_mine(shmt_segment *seg);
 
 /* ---- slots.c: the slot word ------------------------------------------------------------------------------------------------- */
 int shmt_slots_claim(shmt_segment *seg, uint32_t probes, uint32_t n, uint64_t *words, uint32_t *first);
+bool shmt_slots_claim_at(shmt_segment *seg, uint32_t index, uint64_t *word); /* this one, if it is free */
 int shmt_slots_change(shmt_segment *seg, uint32_t index, uint64_t from, uint64_t to);
 int shmt_slots_take(shmt_segment *seg, uint32_t index, uint64_t cell_gen, uint64_t *word);
 bool shmt_slots_any_unread(shmt_segment *seg);

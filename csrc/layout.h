@@ -15,7 +15,7 @@
  * WHO MAY WRITE WHAT
  *   geometry            the creator, before it publishes the magic; nobody afterwards. Attach copies it once.
  *   slot word           whoever's compare-and-swap succeeds; it is the only authority over a slot.
- *   item fields         the owner of a slot in state WRITING, and nobody else.
+ *   item fields, trims  the owner of a slot in state WRITING, and nobody else.
  *   ring cells, write_seq, read_seq   anyone, by compare-and-swap; they are hints that can be rebuilt.
  *   member record i     the holder of lock byte i.
  */
@@ -29,7 +29,7 @@
 #include "atomic.h"
 
 #define SHMT_MAGIC UINT64_C(0x31726f736e65746d) /* "mtensor1" in memory on a little-endian machine */
-#define SHMT_LAYOUT_VERSION 1u
+#define SHMT_LAYOUT_VERSION 2u
 
 /* Two adjacent lines: the spatial prefetcher of x86 fetches lines in pairs, so a word that one side hammers sits in a
  * pair of its own. */
@@ -162,7 +162,8 @@ typedef struct shmt_slot_header {
     uint64_t nbytes;        /* of the published item */
     uint64_t tag;           /* the producer's own number for the item */
     shmt_atomic64 reserved; /* bytes of payload, a figure: what may be touched each process proves for itself */
-    uint64_t spare[4];
+    shmt_atomic64 trims;    /* how often memory was taken from the slot: what was proved before that is void */
+    uint64_t spare[3];
 } shmt_slot_header;
 
 /* What a dead member held, or that it died; see deaths.c. */

@@ -217,3 +217,13 @@ int shmt_memory_populate(void *at, uint64_t nbytes) {
     }
     return 0;
 }
+
+/* The file stays as long as it is; what is punched out reads as zeros, and a touch takes new memory. */
+int shmt_memory_punch(int fd, uint64_t offset, uint64_t nbytes) {
+    while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)nbytes) != 0) {
+        if (errno != EINTR) {
+            return -errno;
+        }
+    }
+    return 0;
+}

@@ -63,7 +63,7 @@ static void fill_handle(shmt_segment *seg, const shmt_geometry *geo, uint8_t *ba
 int shmt_segment_handle(const shmt_geometry *geo, uint8_t *base, int fd, const char *name, shmt_segment **out) {
     shmt_segment *seg = calloc(1, sizeof *seg);
     shmt_lease *leases = calloc(geo->slots + 1, sizeof *leases);
-    uint64_t *mapped = calloc(geo->slots + 1, sizeof *mapped);
+    shmt_mapped *mapped = calloc(geo->slots + 1, sizeof *mapped);
     if (!seg || !leases || !mapped) {
         free(seg);
         free(leases);
@@ -267,7 +267,7 @@ int shmt_segment_make(const shmt_config *config, const shmt_geometry *wish, shmt
         return rc;
     }
     for (uint32_t i = 0; i < geo.slots; i++) {
-        seg->mapped[i] = geo.slot_nbytes;
+        seg->mapped[i].nbytes = geo.slot_nbytes;
     }
     *out = seg;
     return 0;

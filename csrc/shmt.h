@@ -192,6 +192,10 @@ uint32_t shmt_slot_tries(uint64_t word);
 /* How long a wait spins before it sleeps, microseconds; process-local, default 50. */
 void shmt_spin_set(shmt_segment *seg, uint32_t spin_us);
 
+/* Gives the memory that free slots have grown back to the system; `out`: how many bytes that were. Each is this process's for
+ * a moment; those that anybody has, or that hold an item, keep theirs. */
+int shmt_trim(shmt_segment *seg, uint64_t *out);
+
 /* ---- leases: a held slot with a count, given back when the count ends --------------------------------------------------- */
 
 /* The lease starts with one reference and keeps the mapping; it replaces release. Lock-free, from any thread. n > 1: of a
@@ -213,9 +217,13 @@ void shmt_shutdown(shmt_segment *seg);
  * for slots of 4 MiB, and for those that grow), or where its last one ended, which keeps producers off each other's slots. */
 void shmt_slots_prefer_few(shmt_segment *seg, bool few);
 
+/* Slots that hold an item which waits to be acquired, and slots that are free; stats without the members. */
+void shmt_slots_count(const shmt_segment *seg, uint32_t *ready, uint32_t *free_);
 /* Slots that somebody is reading now. */
 uint32_t shmt_slots_reading(const shmt_segment *seg);
 
+/* Items pushed since creation. */
+uint64_t shmt_tasks_pushed(shmt_segment *seg);
 /* Items pushed and not declared done; -ERANGE from the second if fewer than n are; the third waits until none is. */
 uint64_t shmt_tasks_unfinished(shmt_segment *seg);
 int shmt_tasks_done(shmt_segment *seg, uint32_t n);

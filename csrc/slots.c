@@ -57,6 +57,17 @@ int shmt_slots_claim(shmt_segment *seg, uint32_t probes, uint32_t n, uint64_t *w
     return (int)got;
 }
 
+bool shmt_slots_claim_at(shmt_segment *seg, uint32_t index, uint64_t *out) {
+    uint64_t word = shmt_load_seq_cst(&seg->slots[index].word); /* C1: as above, though nobody sleeps over it */
+    uint64_t mine = shmt_word(SHMT_WRITING, shmt_me(seg), shmt_word_gen(word) + 1);
+    /* C2 seq_cst: acquires from R2, as above. */
+    if (shmt_word_state(word) != SHMT_FREE || !shmt_cas_seq_cst(&seg->slots[index].word, &word, mine)) {
+        return false;
+    }
+    *out = mine;
+    return true;
+}
+
 /* Any step by the slot's owner: -ESTALE if the slot is not ours any more. */
 int shmt_slots_change(shmt_segment *seg, uint32_t index, uint64_t from, uint64_t to) {
     /* P2 publish: release half; pairs with A2. Carries: payload bytes and item fields. Without it a consumer may read a
@@ -99,6 +110,18 @@ bool shmt_slots_any_unread(shmt_segment *seg) {
         }
     }
     return false;
+}
+
+/* How many slots hold an item that waits, and how many are free: figures, old when they are returned. No system call. */
+void shmt_slots_count(const shmt_segment *seg, uint32_t *ready, uint32_t *free_) {
+    uint32_t waiting = 0, idle = 0;
+    for (uint32_t i = 0; i < seg->geo.slots; i++) {
+        uint64_t word = shmt_load_relaxed(&seg->slots[i].word); /* a figure */
+        waiting += shmt_word_is_ready(word) ? 1 : 0;
+        idle += shmt_word_state(word) == SHMT_FREE ? 1 : 0;
+    }
+    *ready = waiting;
+    *free_ = idle;
 }
 
 /* How many slots somebody is reading: a figure to decide by, and old when it is returned. */

@@ -14,6 +14,8 @@ uint64_t shmt_tasks_unfinished(shmt_segment *seg) {
     return shmt_order_pushed(seg) - done;
 }
 
+uint64_t shmt_tasks_pushed(shmt_segment *seg) { return shmt_order_pushed(seg); }
+
 int shmt_tasks_done(shmt_segment *seg, uint32_t n) {
     int rc = shmt_enter(seg);
     if (rc < 0) {

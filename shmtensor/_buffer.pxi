@@ -375,6 +375,21 @@ cdef class Buffer(Segment):
         """Ends the stream for everybody: claims raise ShutDown; acquires drain what was published, then do so too."""
         shmt_shutdown(self.open_seg())
 
+    def trim(self):
+        """Gives the memory that slots have grown, and that lies in free ones, back to the system; returns how many bytes
+        that were. Slots that are in use keep theirs, and what is free grows again when an item needs it. May be called
+        while others are at work, for whom each free slot is taken for a moment. 0 where slots do not grow."""
+        cdef uint64_t given = 0
+        cdef int rc
+        self.pin()
+        try:
+            with nogil:
+                rc = shmt_trim(self.seg, &given)
+        finally:
+            self.unpin()
+        check(rc, "giving memory back")
+        return given
+
     def reclaim(self):
         """Takes back what dead members held; returns how many members were found dead. Never waits."""
         cdef int rc
@@ -407,6 +422,12 @@ cdef class Buffer(Segment):
         cdef shmt_stats s
         check(shmt_stats_get(self.open_seg(), &s), "reading figures")
         return dict(s)
+
+    def _count(self):
+        """(items that wait to be acquired, free slots), without a system call."""
+        cdef uint32_t ready, free_
+        shmt_slots_count(self.open_seg(), &ready, &free_)
+        return ready, free_
 
     def _members(self):
         """What is known of each member: a list of dicts."""

@@ -57,6 +57,7 @@ cdef class Encoder:
     cdef void done(self) noexcept
     cdef uint64_t start(self)
     cdef int by_pickle(self, object x) except -1
+    cdef int check_sources(self) except -1
     cdef int write(self, uint8_t *to) except -1
 
 

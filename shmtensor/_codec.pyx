@@ -558,6 +558,26 @@ cdef class Encoder:
         cdef const uint8_t[::1] stream = pickled
         return self.number(&stream[0], stream.shape[0])
 
+    cdef int check_sources(self) except -1:
+        """Whether the arrays and tensors of the message still lie where they were measured: after a wait, in which
+        another thread may have resized one and freed its memory."""
+        cdef Part *part = self.first
+        cdef Source again
+        cdef Py_ssize_t k = 0
+        cdef uint64_t nbytes
+        cdef int d
+        while part != NULL:
+            k += 1  # the first that is kept is the object itself
+            if part.nbytes > 0:
+                (<Field>part.field).source(self.keep[k], &again)
+                nbytes = (<Field>part.field).itemsize
+                for d in range(again.ndim):
+                    nbytes *= <uint64_t>again.shape[d]
+                if again.data != part.source.data or nbytes != part.nbytes:
+                    raise RuntimeError("an array or tensor was resized by another thread while put() waited for a slot")
+            part = part.next
+        return 0
+
     cdef int write(self, uint8_t *to) except -1:
         """Writes the message that was measured last to memory that is large enough and aligned to 64 bytes."""
         cdef uint64_t head[3]

@@ -130,6 +130,8 @@ cdef extern from "shmt.h" nogil:
     int shmt_slot_requeue(shmt_segment *seg, const shmt_slot *slot)
     uint32_t shmt_slot_tries(uint64_t word)
 
+    int shmt_trim(shmt_segment *seg, uint64_t *out)
+
     void shmt_spin_set(shmt_segment *seg, uint32_t spin_us)
 
     int shmt_lease_take(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n, shmt_lease **out)
@@ -140,7 +142,9 @@ cdef extern from "shmt.h" nogil:
 
     void shmt_shutdown(shmt_segment *seg)
     void shmt_slots_prefer_few(shmt_segment *seg, bint few)
+    void shmt_slots_count(const shmt_segment *seg, uint32_t *ready, uint32_t *free_)
     uint32_t shmt_slots_reading(const shmt_segment *seg)
+    uint64_t shmt_tasks_pushed(shmt_segment *seg)
     uint64_t shmt_tasks_unfinished(shmt_segment *seg)
     int shmt_tasks_done(shmt_segment *seg, uint32_t n)
     int shmt_tasks_join(shmt_segment *seg, int64_t deadline_ns)

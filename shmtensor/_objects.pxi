@@ -33,14 +33,22 @@ cdef class Objects(Buffer):
         nbytes = encoder.measure(x)
         try:
             shmt_slots_prefer_few(self.open_seg(), nbytes > SMALL)
-            if wait:
-                self.wait(CLAIM, 1, &word, &s, timeout)
-            else:
-                rc = shmt_slot_try_claim(self.seg, &s)
-                if rc == -_EAGAIN:
-                    return False
+            if wait and timeout is not None:
+                _deadline(timeout)  # a bad one is an error even where there is nothing to wait for
+            rc = shmt_slot_try_claim(self.seg, &s)
+            if rc != -_EAGAIN:
                 self.check_verb(rc, CLAIM)
                 self.pins += 1
+            elif not wait:
+                return False
+            else:
+                self.wait(CLAIM, 1, &word, &s, timeout)
+                try:
+                    encoder.check_sources()
+                except BaseException:
+                    shmt_slot_abort(self.seg, &s)
+                    self.unpin()
+                    raise
             self.fill(&s, encoder, NULL, nbytes, tag)
             return True
         finally:
@@ -147,6 +155,11 @@ cdef class Objects(Buffer):
         return shmt_slots_reading(self.open_seg())
 
     # ---- how much is done
+
+    @property
+    def _was_used(self):
+        """Whether anything was ever sent; nothing here asks the kernel who lives, as stats() does."""
+        return shmt_tasks_pushed(self.open_seg()) > 0
 
     def tasks_done(self, uint32_t n=1):
         """Counts n objects as dealt with. Raises ValueError if that would be more than were ever sent."""

@@ -225,7 +225,7 @@ class TensorBuffer(Buffer):
 
     def __len__(self) -> int:
         """How many items are published and not yet acquired."""
-        return int(self.stats()["ready"])
+        return self._count()[0]
 
     def __bool__(self) -> bool:
         return True  # an empty buffer is still a buffer

@@ -128,6 +128,12 @@ def _storage(data: Any) -> Any:
     return data.untyped_storage()
 
 
+def _typed_storage(data: Any, dtype: Any) -> Any:
+    import torch
+
+    return torch.TypedStorage(wrap_storage=data.untyped_storage(), dtype=dtype, _internal=True)
+
+
 def _subclass(data: Any, cls: type, state: dict[str, Any]) -> Any:
     out = data.as_subclass(cls)
     out.__dict__.update(state)
@@ -160,10 +166,12 @@ class Pickler(ForkingPickler):
 
 def reduce_storage(torch: Any, x: Any) -> Any:
     """torch's own reduction would move the sender's storage to shared memory, and send a descriptor."""
-    if x.device.type != "cpu":
+    typed = isinstance(x, torch.TypedStorage)
+    raw = x._untyped_storage if typed else x  # not by its methods: each of them warns that the class is deprecated
+    if raw.device.type != "cpu":
         return NotImplemented
-    if isinstance(x, torch.TypedStorage):
-        return x.__reduce__()
+    if typed:
+        return _typed_storage, (torch.empty(0, dtype=torch.uint8).set_(raw), x.dtype)
     return _storage, (torch.empty(0, dtype=torch.uint8).set_(x),)
 
 
@@ -187,10 +195,16 @@ def reduce_tensor(torch: Any, x: Any) -> Any:
     grad = x.requires_grad
     x = x.detach().resolve_conj().resolve_neg()
     order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
-    packed = x.permute(order).contiguous()
-    stride = [0] * x.dim()
-    for d, s in zip(order, packed.stride(), strict=True):
-        stride[d] = s
-    flat = packed.reshape(-1).view(torch.uint8).numpy() if packed.numel() else np.empty(0, np.uint8)
+    stride, step = [0] * x.dim(), 1
+    for d in reversed(order):
+        stride[d] = step
+        step *= max(x.shape[d], 1)
+    flat = np.empty(0, np.uint8)
+    if x.numel():
+        # Packed by numpy: a torch operation hangs in a process that was forked after OpenMP had run.
+        alike = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}[x.itemsize]
+        packed = x.view(alike).numpy().transpose(order)
+        packed = packed if packed.flags.c_contiguous else packed.copy(order="C")
+        flat = packed.reshape(-1).view(np.uint8)
     name = str(x.dtype).removeprefix("torch.")
     return _tensor, (pickle.PickleBuffer(flat.data), name, tuple(x.shape), tuple(stride), grad)

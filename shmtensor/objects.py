@@ -72,7 +72,7 @@ class ObjectSlots(Objects):
         return _received, (handle_of(self), self.keep, self.copies, self.spin_us)
 
     def __len__(self) -> int:
-        return int(self.stats()["ready"])
+        return self._count()[0]
 
     def _look(self) -> None:
         """No explanation is asked for: Full and Empty have none."""

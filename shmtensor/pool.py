@@ -313,6 +313,10 @@ class Pool(pool.Pool):
         """The task handler may be waiting for a slot."""
         inqueue.put(None)
 
+    def trim(self) -> int:
+        """As Queue.trim(), of the slots for tasks and for results."""
+        return self._inqueue.tasks.slots.trim() + self._inqueue.results.slots.trim()
+
     def stats(self) -> dict[str, int]:
         """Figures of the results' slots, as Queue.stats(), and ``tasks``: how many are out, and not settled."""
         results = self._inqueue.results.slots

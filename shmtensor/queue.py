@@ -193,13 +193,20 @@ class Queue(_Base):
 
     def full(self) -> bool:
         """Whether put() would have to wait: never without a bound."""
-        return self._maxsize > 0 and self._slots.stats()["free"] == 0
+        return self._maxsize > 0 and self._slots._count()[1] == 0
 
     def stats(self) -> dict[str, int]:
         """Figures since it was created, as TensorBuffer.stats(); and of this process ``waiting``, the objects that
         wait for a slot, and ``copied``, how many were received as copies lest their views keep too many slots."""
         waiting = 0 if self._feeder is None else len(self._feeder)
         return {**self._slots.stats(), "waiting": waiting, "copied": self._slots.copied}
+
+    def trim(self) -> int:
+        """Gives the memory that slots have grown for large objects, and that lies in free ones, back to the system;
+        returns how many bytes that were. May be called at any time: what needs it next takes it again. Whoever puts
+        without waiting may meanwhile find a queue full that has one place left, which is being trimmed."""
+        self._check_open()
+        return self._slots.trim()
 
     # ---- ending
 
@@ -231,7 +238,7 @@ class Queue(_Base):
         """This process puts and gets nothing more; what it has put is still sent. Closing twice does nothing."""
         if not self._closed:
             self._closed = True
-            self._was_used = self._slots.stats()["publishes"] > 0
+            self._was_used = self._slots._was_used
             if self._feeder is not None:
                 self._feeder.end()
             else:
@@ -306,6 +313,11 @@ class SimpleQueue(_Base):
         self._check_open(OSError)
         return len(self._slots) == 0
 
+    def trim(self) -> int:
+        """As Queue.trim()."""
+        self._check_open()
+        return self._slots.trim()
+
     def close(self) -> None:
         """This process puts and gets nothing more."""
         self._closed = True
@@ -316,4 +328,9 @@ def _seconds(block: bool, timeout: float | None) -> float | None:
     """multiprocessing's way of saying how long to wait, as ours."""
     if not block:
         return 0
-    return timeout if timeout is None else max(timeout, 0)
+    if timeout is None:
+        return None
+    try:
+        return 0 if timeout < 0 else timeout  # NaN is refused where the wait begins
+    except TypeError:
+        raise TypeError(f"timeout must be None or a number of seconds, not {timeout!r:.80}") from None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import textwrap
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+from support import python
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -184,6 +187,39 @@ def test_what_has_no_strides_is_not_shared_by_descriptor() -> None:
     typed = torch.arange(5.0).storage()
     assert list(round_trip(typed)) == list(typed)
     assert not (storage.is_shared() or quantized.is_shared() or typed.is_shared())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_typed_storage_is_sent_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        typed = torch.arange(5.0).storage()
+    torch.storage._set_always_warn_typed_storage_removal(True)  # else once in a process
+    try:
+        got = round_trip([typed, {1}])[0]
+    finally:
+        torch.storage._set_always_warn_typed_storage_removal(False)
+    assert got.dtype is typed.dtype and bytes(got._untyped_storage) == bytes(typed._untyped_storage)
+
+
+def test_what_is_not_dense_is_packed_without_torch() -> None:
+    """After OpenMP ran in its parent, a forked child hangs in whatever runs in several threads there."""
+    code = """
+        import os, signal, torch
+        from shmtensor._codec import decode_from_array, encode_to_array
+        torch.set_num_threads(4)
+        x = torch.rand(3000, 1000)
+        (x + 1).sum()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            for y in (x.t()[::2], x[:, ::3], x.view(torch.int32)[::2, ::2]):
+                back = decode_from_array(encode_to_array([y, {1}]))[0]
+                assert (back.numpy() == y.numpy()).all()
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """
+    assert python(textwrap.dedent(code), timeout=90) == "0\n"
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")

@@ -158,6 +158,27 @@ def test_hand_offs_make_no_system_calls(tmp_path: Path) -> None:
     assert len(found) < 100, found[:20]
 
 
+QUESTIONS = (
+    MARKED
+    + """
+queue, buffer = st.Queue(8), st.TensorBuffer.create(((8,), "int64"), slots=8)
+queue.put(1)
+def ask():
+    return queue.qsize(), queue.empty(), queue.full(), len(buffer)
+ask()
+mark("begin")
+for i in range(ITEMS // 100):
+    assert ask() == (1, False, False, 0)
+mark("end")
+"""
+)
+
+
+def test_how_much_there_is_costs_no_system_call(tmp_path: Path) -> None:
+    found, _ = calls_between_marks(QUESTIONS, 1, tmp_path)
+    assert len(found) < 100, found[:20]
+
+
 @needs_two_cores
 def test_hand_offs_between_processes_make_no_system_calls(tmp_path: Path) -> None:
     found, out = calls_between_marks(TWO_PROCESSES, 2, tmp_path)

@@ -211,6 +211,17 @@ def test_full_and_empty() -> None:
     assert time.monotonic() - began >= 0.25
 
 
+@pytest.mark.parametrize(
+    ("timeout", "error"), [("1", TypeError), ([], TypeError), (1j, TypeError), (float("nan"), ValueError)]
+)
+def test_a_timeout_that_is_no_number(timeout: Any, error: type[Exception]) -> None:
+    q: Any = st.Queue(1)
+    for call in (lambda: q.get(timeout=timeout), lambda: q.put(1, timeout=timeout)):
+        with pytest.raises(error, match="timeout must be None or a number of seconds"):
+            call()
+    assert q.empty()
+
+
 def test_a_getter_is_woken_by_a_put_and_a_putter_by_a_get() -> None:
     q: Any = st.Queue(1)
     got: list[Any] = []
@@ -464,6 +475,60 @@ def test_an_object_larger_than_a_slot_can_be() -> None:
             with pytest.raises(ValueError, match="max_slot_nbytes="):
                 q.put(np.zeros(1 << 18))  # what waits is held to it too
         assert q.get() == 1
+
+
+@pytest.mark.parametrize("cls", [st.Queue, st.JoinableQueue, st.SimpleQueue])
+def test_no_object_is_too_large_without_a_word(cls: Any) -> None:
+    """By default a slot may take a quarter of the memory: beyond that the setting is named, and it is a setting."""
+    huge = np.broadcast_to(np.int8(1), 1 << 45)  # bytes, of which none is there
+    q = cls()
+    with pytest.raises(ValueError, match=r"slots can grow to [\d,]+: raise max_slot_nbytes="):
+        q.put(huge)
+    q.put(1)
+    assert q.get() == 1 and q.empty()
+
+
+@pytest.mark.parametrize("maxsize", [0, 2])
+def test_an_object_larger_than_what_is_left(maxsize: int) -> None:
+    q: Any = st.Queue(maxsize, **({} if maxsize else {"slots": 2}), max_slot_nbytes=1 << 44)
+    for _ in range(3):  # more often than there are slots
+        with pytest.raises(st.ShmNoSpaceError, match=r"an object.*memory limit of this container or control group"):
+            q.put(np.broadcast_to(np.int8(1), 1 << 42))
+    assert q.stats()["free"] == 2
+    q.put(1)
+    assert q.get() == 1 and q.empty()
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_an_array_that_is_resized_while_put_waits(kind: str) -> None:
+    """Its memory is another's by then."""
+    x: Any = np.ones(1 << 20)
+    if kind == "torch":
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        x = torch.ones(1 << 20)
+    q: Any = st.Queue(1)
+    q.put(1)
+    raised: list[Exception] = []
+
+    def put() -> None:
+        try:
+            q.put(["first", np.zeros(5000), x], timeout=SECONDS)
+        except RuntimeError as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    assert wait_until(lambda: q.stats()["sleeps"] >= 1)
+    if kind == "torch":
+        x.resize_(1 << 22)
+    else:
+        x.resize(1 << 22, refcheck=False)
+    assert q.get() == 1
+    thread.join(SECONDS)
+    assert len(raised) == 1 and "resized" in str(raised[0])
+    assert q.stats()["free"] == 1
+    q.put(2)
+    assert q.get() == 2
 
 
 def test_it_passes_by_inheritance_only() -> None:
