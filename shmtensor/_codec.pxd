@@ -5,6 +5,10 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from shmtensor._views cimport Field, Owner, Source
 
 
+cdef enum:
+    APART_FROM = 1024  # bytes: from here on an array lies apart and comes back as a view; less lies in the stream
+
+
 # An array or tensor on its way: where it comes from and, from the start of the message, where it goes.
 ctypedef struct Part:
     Source source
@@ -26,6 +30,7 @@ cdef class Encoder:
     cdef uint64_t payload     # where the next part goes: bytes from where the payload begins
     cdef const uint8_t *base  # memory where arrays may lie already that need no copy, NULL: there is none
     cdef uint64_t based       # its bytes
+    cdef int landed           # parts that lie there
     cdef uint8_t mode, flags
     cdef bint busy
     # Of the array that is being looked at: here and not on the stack, which has to hold a thousand levels of nesting.

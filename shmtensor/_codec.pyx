@@ -83,7 +83,6 @@ cdef enum:
     MANY = 4           # items of a list, from where on it is worth while to see whether they are numbers alone
     KEYS = 256         # keys of dicts that a receiver remembers, each of at most KEY_MAX bytes
     KEY_MAX = 32
-    APART_FROM = 1024  # bytes: from here on an array lies apart and comes back as a view; less lies in the stream
 
 
 class _NeedsPickle(Exception):
@@ -257,6 +256,7 @@ cdef class Encoder:
         """Where a part will lie; its bytes are copied unless they are there already."""
         if packed and self.lies_there(part.source.data, nbytes, (<Field>part.field).itemsize):
             part.offset = <const uint8_t *>part.source.data - self.base
+            self.landed += 1
         else:
             part.offset = self.payload
             part.nbytes = nbytes
@@ -530,6 +530,7 @@ cdef class Encoder:
         is not copied, all else goes behind it."""
         self.base = base
         self.based = self.payload = nbytes
+        self.landed = 0
 
     cdef void done(self) noexcept:
         self.base = NULL

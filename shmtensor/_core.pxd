@@ -95,6 +95,7 @@ cdef class Landing:
     cdef readonly uint64_t copied  # messages that went out as a copy because of that
 
     cdef void forget_aliased(self) noexcept
+    cdef void let_go(self) noexcept
     cdef uint64_t measure_place(self, Field f, tuple shape, Place *at) except? 0xffffffffffffffff
     cdef bint claim(self, object timeout) except -1
     cdef uint64_t take(self, uint64_t nbytes, object shape) except 0

@@ -26,7 +26,7 @@ cimport numpy as cnp
 
 from shmtensor.errors import ClosedError, LeaseLost, error_from
 
-from shmtensor._codec cimport Encoder, decode, is_apart, known_dtype
+from shmtensor._codec cimport APART_FROM, Encoder, decode, is_apart, known_dtype
 from shmtensor._cshmt cimport *
 from shmtensor._views cimport MAX_NDIM, Field, Hold, Owner, Place, find_torch, hold_new
 

@@ -30,19 +30,24 @@ cdef class Landing:
             shmt_lease_drop(self.aliased)
             self.aliased = NULL
 
+    cdef void let_go(self) noexcept:
+        """Of the claimed slot; who still looks at it keeps it."""
+        self.aliased = self.lease
+        self.lease = NULL
+        self.runs.clear()
+
     def begin(self, Py_ssize_t rows=1):
         """A new message; of each kind of array that it asks for, it will probably ask for ``rows``."""
         self.forget_aliased()
-        if self.lease != NULL and self.nbytes == 0:
-            shmt_lease_drop(self.lease)
-            self.lease = NULL
-            self.runs.clear()
+        if self.lease != NULL and self.nbytes == 0:  # what was made in it was not sent
+            self.let_go()
+            self.forget_aliased()
         self.rows = max(rows, 1)
 
     # ---- memory in the slot
 
     def empty(self, tuple shape, dtype, timeout=None):
-        """An uninitialised tensor in the slot; None if there can be none now. Those of one shape and dtype lie one
+        """An uninitialised tensor in the slot; None if there can be none now, or it is too small to be worth it. Those of one shape and dtype lie one
         after the other, so that all of them together are a tensor as well: see joined().
 
         Raises as Buffer.claim() and Slot.reserve().
@@ -56,7 +61,7 @@ cdef class Landing:
             return None
         f = <Field>field
         nbytes = self.measure_place(f, shape, &at)
-        if nbytes == 0 or not self.claim(timeout):
+        if nbytes * <uint64_t>self.rows < APART_FROM or not self.claim(timeout):
             return None
         key = dtype, shape
         run = self.runs.get(key)
@@ -154,6 +159,10 @@ cdef class Landing:
         self.encoder.place_in(self.s.data, self.used)
         nbytes = self.encoder.measure(x)
         try:
+            if self.encoder.landed == 0:  # an exception, say: nothing of it lies in the slot
+                self.encoder.done()
+                self.slots.encode(x, timeout, tag, True)
+                return
             if self.s.nbytes < nbytes:
                 self.slots.grow(&self.s, nbytes, "an object")
             self.encoder.write(self.s.data)
@@ -170,14 +179,14 @@ cdef class Landing:
         cdef int rc
         if self.nbytes == 0:
             return
-        self.runs.clear()
         rc = shmt_lease_publish(self.lease, self.nbytes, self.tag)
         if rc == -_EBUSY:
             self.publish_copy(timeout)
-            self.aliased = self.lease
+            self.let_go()
             self.copied += 1
             rc = 0
         self.lease = NULL
+        self.runs.clear()
         self.nbytes = 0
         check(rc, "publishing a slot")
 

@@ -55,14 +55,18 @@ def same(a: Any, b: Any) -> bool:
 
 def own(x: Any) -> Any:
     """A copy: the batch itself may be used again."""
-    if isinstance(x, (torch.Tensor, np.ndarray)):
-        return x.clone() if isinstance(x, torch.Tensor) else x.copy()
+    if isinstance(x, torch.Tensor):
+        return x.detach().clone().requires_grad_(x.requires_grad)  # the clone alone would keep a leaf
+    if isinstance(x, np.ndarray):
+        return x.copy()
     if isinstance(x, dict):
         return {k: own(v) for k, v in x.items()}
-    if isinstance(x, Pair):
-        return Pair(*map(own, x))
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*map(own, x))
     if type(x) in (list, tuple):
         return type(x)(map(own, x))
+    if dataclasses.is_dataclass(x):
+        return type(x)(**own(vars(x)))
     return x
 
 

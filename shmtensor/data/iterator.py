@@ -6,6 +6,7 @@ the random state are torch's as well.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._shutdown = True  # until there is something to shut down
+        self._pid = os.getpid()
         self._loader = loader
         self._results = Results(
             loader._slots_for_an_epoch(),
@@ -91,6 +93,8 @@ class Iterator(_MultiProcessingDataLoaderIter):
     # ---- the end
 
     def _shutdown_workers(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child, which got a copy of us: neither the workers nor their batches are its own
         if self._shutdown or _utils is None or _utils.python_exit_status is not False:
             super()._shutdown_workers()
             return
