@@ -4,6 +4,7 @@
 
 TensorBuffer hands items from producers to consumers; SharedTensor is one array that processes share. Queue,
 JoinableQueue, SimpleQueue and Pool are multiprocessing's, for any objects; get_context() has them in place of its own.
+ProcessPoolExecutor is concurrent.futures'.
 """
 
 from shmtensor._core import Batch, Slot
@@ -21,6 +22,7 @@ from shmtensor.errors import (
     ShutDown,
     WorkerDied,
 )
+from shmtensor.executor import ProcessPoolExecutor
 from shmtensor.pool import Pool
 from shmtensor.queue import JoinableQueue, Queue, SimpleQueue
 from shmtensor.spec import Field, Spec
@@ -36,6 +38,7 @@ __all__ = [
     "LeaseLost",
     "PeersGone",
     "Pool",
+    "ProcessPoolExecutor",
     "Queue",
     "SharedTensor",
     "ShmError",
