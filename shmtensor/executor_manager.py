@@ -168,7 +168,7 @@ class Manager(threading.Thread):
         self.office = office
         self._executor = weakref.ref(executor, lambda _: office.nudge())
         self._next_look = 0.0
-        self._failed: str | None = None  # by whom and how: what a worker has said of its initializer
+        self._failed: tuple[int, str] | None = None  # whose initializer did, and how
         self._left: list[int] = []  # pids of workers that have said that they end
         self._stillborn = 0  # workers that died one after the other without having had a task
 
@@ -190,7 +190,7 @@ class Manager(threading.Thread):
             return False
         self._receive(TICK)
         if self._failed is not None:
-            return self._break(self._failed)
+            return self._break_after_initializer(*self._failed)
         if self._left:
             self._bury_those_who_left()
         if time.monotonic() >= self._next_look:
@@ -279,7 +279,7 @@ class Manager(threading.Thread):
             for pid in self._left:
                 ended.pop(pid, None)
             if self._failed is not None:
-                return self._break(self._failed)
+                return self._break_after_initializer(*self._failed)
         if ended:
             how = ", ".join(f"worker process {pid} ended with exit code {code}" for pid, code in ended.items())
             if office.forced or not office.tasks.retries:
@@ -299,6 +299,12 @@ class Manager(threading.Thread):
         if office.tasks.retries and office.tasks.missed:
             return self._break("so many workers died at once that it is not known which tasks they had")
         return True
+
+    def _break_after_initializer(self, pid: int, text: str) -> bool:
+        process = self.office.processes.get(pid)
+        if process is not None:
+            process.join(_GRACE)  # it has been logging: what it says must come out before we end it
+        return self._break(text)
 
     def _break(self, why: str) -> bool:
         """Settles everything by BrokenProcessPool, and ends the workers."""

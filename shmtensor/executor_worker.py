@@ -1,7 +1,7 @@
 """What a worker process of ProcessPoolExecutor does: takes tasks until there are no more, and sends their results.
 
 Whatever is raised while a task is read, run, or its result written is the task's own error. Beside results a worker
-says two things, under the number 0: that it ends as it was told to (its pid), and that its initializer failed (text).
+says two things, under the number 0: that it ends as it was told to (its pid), and that its initializer failed (its pid, text).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def work(
                 initializer(*initargs)
             except BaseException:
                 _base.LOGGER.critical("Exception in initializer:", exc_info=True)
-                results.tell(format_exc())
+                results.tell((os.getpid(), format_exc()))
                 return
         done = 0
         while done != max_tasks and (got := tasks.get(results.refuse)) is not None:
