@@ -1,7 +1,8 @@
 """What a worker process of ProcessPoolExecutor does: takes tasks until there are no more, and sends their results.
 
 Whatever is raised while a task is read, run, or its result written is the task's own error. Beside results a worker
-says two things, under the number 0: that it ends as it was told to (its pid), and that its initializer failed (its pid, text).
+says two things, under the number 0: that it ends as it was told to (its pid), and that its initializer failed (its pid
+and a traceback).
 """
 
 from __future__ import annotations
