@@ -68,6 +68,14 @@ class Item:
         self.task: tuple[Any, ...] | None = task  #: function, arguments, keyword arguments; until it was sent
         self.is_running = False  #: the future cannot be cancelled any more
 
+    def begin(self) -> bool:
+        """False: there is nothing to do any more; whoever waits for a cancelled future has been told."""
+        try:
+            self.is_running = self.future.set_running_or_notify_cancel()
+        except (InvalidStateError, RuntimeError):  # settled by somebody else
+            return False
+        return self.is_running
+
 
 class Office:
     """What an executor and its manager both handle."""
@@ -114,19 +122,16 @@ class Office:
         self._nudged = False
 
     def take(self) -> Item | None:
-        """The first that waits, if there is room for it; it is the caller's to send. Cancelled ones are forgotten."""
+        """The first that waits, if there is room for it; it is the caller's to send. Those that were cancelled, or
+        settled by somebody else, are forgotten."""
         with self.lock:
             while self.waiting:
                 item = self.waiting[0]
-                if item.is_running or not item.future.cancelled():
-                    if len(self.tasks.out) >= self.most_out:
-                        return None
-                    if item.is_running or item.future.set_running_or_notify_cancel():
-                        item.is_running = True
-                        return self.waiting.popleft()
-                else:
-                    item.future.set_running_or_notify_cancel()
+                if not item.future.done() and len(self.tasks.out) >= self.most_out:
+                    return None
                 self.waiting.popleft()
+                if item.is_running or item.begin():
+                    return item
                 self.pending.discard(item)
         return None
 
@@ -213,7 +218,10 @@ class Manager(threading.Thread):
             office.cancel_pending = False
             items = list(office.waiting)
         for item in items:  # what its callbacks do is done without the lock
-            item.future.cancel()  # not those that run already; take() forgets them
+            try:
+                item.future.cancel()  # not those that run already; take() forgets them
+            except BaseException:
+                _log_callback(item)
 
     # ---- tasks and results
 
@@ -355,7 +363,11 @@ def _settle(item: Item, succeeded: bool, value: Any) -> None:
     except InvalidStateError:
         pass  # somebody else has settled it, or it was cancelled
     except BaseException:
-        _base.LOGGER.exception("exception calling callback for %r", item.future)
+        _log_callback(item)
+
+
+def _log_callback(item: Item) -> None:
+    _base.LOGGER.exception("exception calling callback for %r", item.future)
 
 
 def started(executor: Any, office: Office) -> Manager:
