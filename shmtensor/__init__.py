@@ -4,7 +4,7 @@
 
 TensorBuffer hands items from producers to consumers; SharedTensor is one array that processes share. Queue,
 JoinableQueue, SimpleQueue and Pool are multiprocessing's, for any objects; get_context() has them in place of its own.
-DataLoader is torch's.
+ProcessPoolExecutor is concurrent.futures', DataLoader is torch's.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from shmtensor.errors import (
     ShutDown,
     WorkerDied,
 )
+from shmtensor.executor import ProcessPoolExecutor
 from shmtensor.pool import Pool
 from shmtensor.queue import JoinableQueue, Queue, SimpleQueue
 from shmtensor.spec import Field, Spec
@@ -42,6 +43,7 @@ __all__ = [
     "LeaseLost",
     "PeersGone",
     "Pool",
+    "ProcessPoolExecutor",
     "Queue",
     "SharedTensor",
     "ShmError",

@@ -131,7 +131,7 @@ cdef class Objects(Buffer):
         kept.lease = self.lease_of(&s, &s.word, 1)
         try:
             x = decode(s.data, s.nbytes, kept.lease, &LEASE, copy)
-        except Exception as e:
+        except BaseException as e:  # SystemExit too: whoever knows the tag must hear of it
             error = e
         return s.tag, x, error, kept
 

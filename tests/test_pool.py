@@ -22,6 +22,8 @@ import pytest
 from support import START_METHODS, cpython_cases, leaves_nothing, wait_until
 
 import shmtensor as st
+from shmtensor.objects import ObjectSlots
+from shmtensor.tasks import Dead, Out, Results, Tasks
 
 SECONDS = 60.0
 
@@ -315,3 +317,106 @@ def test_it_leaves_no_files() -> None:
     with st.Pool(2) as pool:
         pool.map(double, [np.zeros(5000)] * 10)
         assert {n for n in set(os.listdir("/dev/shm")) - before if "shmtensor" in n} == set()
+
+
+# ---- those who settle tasks ------------------------------------------------------------------------------------------
+
+
+def tasks_and_results(retries: int) -> tuple[Tasks, Results]:
+    tasks = Tasks(ObjectSlots.create(4), retries)
+    return tasks, Results(ObjectSlots.create(4), tasks)
+
+
+class CannotBePickledNow:
+    def __reduce__(self) -> Any:
+        raise SystemExit("not now")
+
+
+def test_a_retry_that_fails_ends_no_thread() -> None:
+    tasks, results = tasks_and_results(1)
+    results._again += [Out("unpicklable", CannotBePickledNow(), 0), Out("fine", (1, 2), 0)]
+    results.look_for_the_dead()
+    settled = results.get(0)
+    assert settled is not None and settled.key == "unpicklable" and isinstance(settled.value, SystemExit)
+    assert tasks.slots.stats()["ready"] == 1 and not results.is_burying
+
+    tasks.slots.shutdown()
+    results._again.append(Out("late", (1, 2), 0))
+    results.look_for_the_dead()
+    settled = results.get(0)
+    assert settled is not None and settled.key == "late" and isinstance(settled.value, st.WorkerDied)
+
+
+def test_a_retry_waits_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, results = tasks_and_results(1)
+
+    def no_memory(*args: Any) -> bool:
+        raise st.ShmNoSpaceError(28, "no memory")
+
+    with monkeypatch.context() as m:
+        m.setattr(tasks, "try_again", no_memory)
+        results._again.append(Out("key", (1, 2), 0))
+        results.look_for_the_dead()
+        assert results.is_burying
+    results.look_for_the_dead()
+    assert not results.is_burying and tasks.slots.stats()["ready"] == 1
+
+
+def test_a_pid_that_is_used_again_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, results = tasks_and_results(0)
+    members: dict[Any, list[tuple[int, int, bool]]] = {tasks.slots: [], results.slots: []}
+    monkeypatch.setattr(
+        ObjectSlots,
+        "_members",
+        lambda self: [{"pid": pid, "joined_ns": ns, "alive": alive} for pid, ns, alive in members[self]],
+    )
+
+    def settles(in_tasks: list[tuple[int, int, bool]], in_results: list[tuple[int, int, bool]]) -> bool:
+        members[tasks.slots], members[results.slots] = in_tasks, in_results
+        tasks.out[9] = Out("key", None, 0)
+        results._dead = [Dead(77, 9)]
+        results.look_for_the_dead()
+        done = results.get(0) is not None if results._ready else False
+        results._settling.clear()
+        return done
+
+    assert settles([], [])
+    assert not settles([], [(77, 5, True)])  # its place here is not vacant yet: results may come
+    assert not settles([(77, 8, True)], [(77, 5, True)])  # nor is it, though a namesake was born
+    assert settles([(77, 8, True)], [(77, 9, True)])  # that is the namesake's
+    assert not settles([(77, 8, True)], [(77, 5, True), (77, 9, True)])
+    assert settles([(77, 2, False)], [(77, 5, False)])
+
+
+def test_terminate_while_tasks_wait_to_be_tried_again() -> None:
+    raised: list[Any] = []
+    before, threading.excepthook = threading.excepthook, raised.append
+    try:
+        for _ in range(5):
+            pool = st.Pool(2, retries=5)
+            pool.map_async(hold_slot_and_wait, range(8), chunksize=1)
+            time.sleep(0.05)
+            for process in list(pool._pool):
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.08)
+            pool.terminate()
+            pool.join()
+    finally:
+        threading.excepthook = before
+    assert raised == []
+
+
+def exit_when_read() -> Any:
+    return ExitsWhenRead()
+
+
+class ExitsWhenRead:
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_a_result_that_exits_when_it_is_read_ends_no_thread() -> None:
+    with st.Pool(1) as pool:
+        with pytest.raises(SystemExit):
+            pool.apply_async(exit_when_read).get(SECONDS)
+        assert pool.apply(double, (3,)) == 6
