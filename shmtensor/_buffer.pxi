@@ -376,8 +376,8 @@ cdef class Buffer(Segment):
         shmt_shutdown(self.open_seg())
 
     def trim(self):
-        """Gives the memory that slots have grown, and that lies in free ones, back to the system; returns how many bytes
-        that were. Slots that are in use keep theirs, and what is free grows again when an item needs it. May be called
+        """Gives the memory that slots have grown, and that lies in free ones, back to the system; returns how many
+        bytes that were. Slots in use keep theirs, and what is free grows again when an item needs it. May be called
         while others are at work, for whom each free slot is taken for a moment. 0 where slots do not grow."""
         cdef uint64_t given = 0
         cdef int rc

@@ -249,8 +249,8 @@ cdef class Encoder:
     cdef bint lies_there(self, const void *data, uint64_t nbytes, uint64_t itemsize) noexcept:
         """Whether it is in the slot already, and aligned as a decoder demands."""
         cdef uint64_t offset = <const uint8_t *>data - self.base
-        return self.base != NULL and self.base <= <const uint8_t *>data and offset < self.based and nbytes <= self.based - offset \
-            and offset % alignment(itemsize) == 0
+        return self.base != NULL and self.base <= <const uint8_t *>data and offset < self.based \
+            and nbytes <= self.based - offset and offset % alignment(itemsize) == 0
 
     cdef int put_part(self, Part *part, uint64_t nbytes, bint packed):
         """Where a part will lie; its bytes are copied unless they are there already."""

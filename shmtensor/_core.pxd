@@ -86,7 +86,7 @@ cdef class Landing:
     cdef shmt_lease *lease    # of the claimed slot, one reference of ours; NULL: none is claimed
     cdef shmt_slot s          # it
     cdef uint64_t used        # bytes of it, from its start
-    cdef dict runs            # (dtype, shape) -> [where the next array of this kind lies, how many more there is room for]
+    cdef dict runs            # (dtype, shape) -> [where the next array of this kind lies, how many more]
     cdef Py_ssize_t rows      # how many of a kind a new run has room for
     cdef Encoder encoder
     cdef uint64_t nbytes      # of the message that was written; 0: none was

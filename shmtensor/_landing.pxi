@@ -47,8 +47,8 @@ cdef class Landing:
     # ---- memory in the slot
 
     def empty(self, tuple shape, dtype, timeout=None):
-        """An uninitialised tensor in the slot; None if there can be none now, or it is too small to be worth it. Those of one shape and dtype lie one
-        after the other, so that all of them together are a tensor as well: see joined().
+        """An uninitialised tensor in the slot; None if there can be none now, or it is too small to be worth it. Those
+        of one shape and dtype lie one after the other, so that all of them together are a tensor as well: see joined().
 
         Raises as Buffer.claim() and Slot.reserve().
         """

@@ -293,7 +293,7 @@ def test_the_end_in_mid_epoch(then: str, persistent: bool) -> None:
             return f.read().rpartition(")")[2].split()[0]
         return "Z"
 
-    assert wait_until(gone, 20)  # torch's worker looks every 5 s whether its parent is there
+    assert wait_until(gone, 20)
 
 
 def test_random_keeping_breaking_and_killing() -> None:

@@ -7,6 +7,7 @@ next task: who then still looks at the batch has kept it.
 from __future__ import annotations
 
 import inspect
+import os
 import queue
 from collections.abc import Callable
 from multiprocessing import parent_process
@@ -28,30 +29,44 @@ def run(loop: Callable[..., None], args: tuple[Any, ...]) -> None:
     """Calls torch's worker loop with the arguments that it was to be called with."""
     bound = inspect.signature(loop).bind(*args)
     given = bound.arguments
-    sender = _Sender(given["data_queue"], given["worker_id"])
+    patiently = _Patience()
+    sender = _Sender(given["data_queue"], given["worker_id"], patiently)
     given["data_queue"] = sender
-    given["index_queue"] = _Receiver(given["index_queue"], sender)
+    given["index_queue"] = _Receiver(given["index_queue"], sender, patiently)
     given["collate_fn"] = landing.Collate(given["collate_fn"])
-    landing.begin(sender.landing, _patiently)
+    landing.begin(sender.landing, patiently)
     loop(*bound.args, **bound.kwargs)
 
 
-def _patiently(wait: Callable[[float], _T]) -> _T:
-    """Waits for a slot, as long as there is somebody who could free one."""
-    while True:
-        try:
-            return wait(_STEP)
-        except queue.Full:
-            parent = parent_process()
-            if parent is not None and not parent.is_alive():
-                raise SystemExit(1) from None
+class _Patience:
+    """Waits for a slot or a task, as long as there is somebody who could end that. torch's loop looks as well, but only
+    between tasks, and not if the parent died before the loop began."""
+
+    def __init__(self) -> None:
+        self._parent = parent_process()
+        # Then its death is seen at once; of a pipe's end, a process has to wait for all that were forked after it.
+        self._is_child = self._parent is not None and os.getppid() == self._parent.pid
+
+    def __call__(self, wait: Callable[[float], _T]) -> _T:
+        while True:
+            try:
+                return wait(_STEP)
+            except (queue.Full, queue.Empty):
+                if self._is_orphan():
+                    raise SystemExit(1) from None
+
+    def _is_orphan(self) -> bool:
+        if self._parent is None:
+            return False
+        return (self._is_child and os.getppid() != self._parent.pid) or not self._parent.is_alive()
 
 
 class _Sender:
     """The loop's data queue."""
 
-    def __init__(self, results: Results, worker_id: int) -> None:
+    def __init__(self, results: Results, worker_id: int, patiently: _Patience) -> None:
         self.landing = Landing(results.slots)
+        self._patiently = patiently
         self._worker_id = worker_id
 
     def put(self, result: tuple[Any, Any]) -> None:
@@ -65,10 +80,10 @@ class _Sender:
             self._write(ExceptionWrapper(where=f"in DataLoader worker process {self._worker_id}"), number + 1)
 
     def _write(self, x: Any, tag: int) -> None:
-        _patiently(lambda seconds: self.landing.write(x, tag, seconds))
+        self._patiently(lambda seconds: self.landing.write(x, tag, seconds))
 
     def flush(self) -> None:
-        _patiently(self.landing.publish)
+        self._patiently(self.landing.publish)
 
     def cancel_join_thread(self) -> None:
         """Nothing waits in this process."""
@@ -80,13 +95,15 @@ class _Sender:
 class _Receiver:
     """The loop's index queue."""
 
-    def __init__(self, tasks: Tasks, sender: _Sender) -> None:
+    def __init__(self, tasks: Tasks, sender: _Sender, patiently: _Patience) -> None:
         self._tasks = tasks
+        self._patiently = patiently
         self._sender = sender
 
     def get(self, timeout: float | None = None) -> Any:
+        """Waits for ever, whatever ``timeout`` is: torch's loop would only look whether its parent is there."""
         self._sender.flush()
-        task = self._tasks.get(timeout=timeout)
+        task = self._patiently(lambda seconds: self._tasks.get(timeout=seconds))
         rows = len(task[1]) if isinstance(task, tuple) and isinstance(task[1], list) else 1
         self._sender.landing.begin(rows)
         return task
