@@ -99,7 +99,7 @@ class Office:
         self.most_out = 2 * max_workers + 1
         self.tasks = Tasks(ObjectSlots.create(2 * self.most_out + 2, max_slot_nbytes=max_slot_nbytes), retries)
         self.results = Results(ObjectSlots.create(slots, max_slot_nbytes=max_slot_nbytes, copy=copy), self.tasks)
-        self.processes: dict[int, Any] = {}
+        self.processes: dict[int, Any] = {}  #: by pid
         self.lock = threading.RLock()  #: of what is below
         self.pending: set[Item] = set()  #: whose futures are not settled
         self.waiting: deque[Item] = deque()  #: those that were not sent
@@ -152,6 +152,8 @@ class Office:
         """One more. Raises what starting a process raises."""
         process = self.mp_context.Process(target=work, args=(self.tasks, self.results, *self.job))
         process.start()
+        if process.pid in self.processes:  # of one that has ended since, and was not buried yet
+            self.processes[-process.pid] = self.processes[process.pid]
         self.processes[process.pid] = process
 
     def close(self) -> None:
@@ -289,7 +291,7 @@ class Manager(threading.Thread):
             if self._failed is not None:
                 return self._break_after_initializer(*self._failed)
         if ended:
-            how = ", ".join(f"worker process {pid} ended with exit code {code}" for pid, code in ended.items())
+            how = ", ".join(f"worker process {abs(pid)} ended with exit code {code}" for pid, code in ended.items())
             if office.forced or not office.tasks.retries:
                 return self._break(how)
             held = office.results.look_for_the_dead()
@@ -317,6 +319,8 @@ class Manager(threading.Thread):
     def _break(self, why: str) -> bool:
         """Settles everything by BrokenProcessPool, and ends the workers."""
         office = self.office
+        if office.cancel_pending:
+            self._cancel_waiting()
         with office.lock:
             office.broken = "A child process terminated abruptly, the process pool is not usable anymore"
             office.shut = True
@@ -324,6 +328,9 @@ class Manager(threading.Thread):
             office.pending.clear()
             office.waiting.clear()
         for item in items:
+            if item.future.cancelled():
+                item.begin()  # tells whoever waits for it
+                continue
             error = BrokenProcessPool(
                 "A process in the process pool was terminated abruptly while the future was running or pending."
             )

@@ -78,6 +78,18 @@ def share(tensor: torch.Tensor) -> None:
     st.SharedTensor.attach("weights").unlink()
 
 
+def half(x: int, by: float = 2) -> float:
+    return x / by
+
+
+def execute() -> None:
+    with st.ProcessPoolExecutor(2, retries=1, slots=8, copy=True) as pool:
+        assert_type(pool.submit(half, 3, by=4).result(), float)
+        assert_type(list(pool.map(half, [1, 2], chunksize=2, timeout=1.0)), list[float])
+        assert_type(pool.stats(), dict[str, int])
+        pool.kill_workers()
+
+
 def fail(buffer: st.TensorBuffer) -> None:
     try:
         buffer.acquire(timeout=1)
