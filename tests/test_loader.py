@@ -327,3 +327,52 @@ def test_random_keeping_breaking_and_killing() -> None:
         assert spare(dl)["free"] == sum(spare(dl)[k] for k in ("free", "writing", "ready", "reading"))
         assert len(segment_fds()) <= descriptors
         assert numbers(dl) == list(range(0, 600, 2))
+
+
+# ---- workers that die, and whose batches are computed again ----------------------------------------------------------
+
+
+def collected(loader_type: Any, dataset: Any, epochs: int, **options: Any) -> Any:
+    torch.manual_seed(8)
+    of = loader_type(dataset, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [[ls.own(x) for x in of] for _ in range(epochs)]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", ["map", "iterable"])
+def test_with_retries_nothing_is_different(kind: str, persistent: bool, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("DEATHS", str(tmp_path))
+    options = {"batch_size": 3, "num_workers": 2, "persistent_workers": persistent}
+
+    def dataset(make: Any) -> Any:
+        return ls.Numbers(48, make) if kind == "map" else ls.Stream(48, make)
+
+    ours = collected(st.DataLoader, dataset(ls.dies_once), 2, retries=4, replay=kind == "iterable", **options)
+    assert len(list(tmp_path.iterdir())) == 4
+    theirs = collected(torch.utils.data.DataLoader, dataset(ls.random_kinds), 2, **options)
+    assert ls.same(ours, theirs)
+
+
+def test_random_kills_with_retries() -> None:
+    choose = random.Random(2)
+    options = {"batch_size": 2, "num_workers": 2, "prefetch_factor": 3}
+    (theirs,) = collected(torch.utils.data.DataLoader, ls.Numbers(400, ls.random_kinds), 1, **options)
+    torch.manual_seed(8)
+    it = iter(st.DataLoader(ls.Numbers(400, ls.random_kinds), retries=50, **options))
+    kills = 0
+    for i, x in enumerate(it):
+        assert ls.same(x, theirs[i])
+        if choose.random() < 0.15:
+            os.kill(choose.choice(it._workers).pid, signal.SIGKILL)
+            kills += 1
+    assert i == 199 and kills > 15
+    del it
+
+
+def test_retries_come_to_an_end() -> None:
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly; a batch was tried 3 times: see retries="):
+        numbers(loader(ls.killed_at_7, retries=2))
+    with pytest.raises(RuntimeError, match="see replay="):
+        numbers(st.DataLoader(ls.Stream(20, ls.killed_at_7), num_workers=1, retries=2))

@@ -7,6 +7,8 @@ A batch, from the dataset to the training loop:
     transport.py  the slot is published; the main process acquires it
     iterator.py   torch's own iterator puts the batches in order; each is opened when it is its turn
     loader.py     the arguments, and the segments that one epoch leaves to the next
+
+retrying.py has what it takes to compute a dead worker's batches again.
 """
 
 from shmtensor.data.landing import empty

@@ -7,16 +7,18 @@ the random state are torch's as well.
 from __future__ import annotations
 
 import os
+import queue
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch.multiprocessing
 from torch._utils import ExceptionWrapper
 from torch.utils.data import _utils
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoaderIter
 
 from shmtensor._core import Parcel
 from shmtensor.data import worker
+from shmtensor.data.retrying import States
 from shmtensor.data.transport import Context, Results
 
 if TYPE_CHECKING:
@@ -51,18 +53,24 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._shutdown = True  # until there is something to shut down
         self._pid = os.getpid()
         self._loader = loader
+        outstanding = (loader.prefetch_factor or 2) * loader.num_workers
         self._results = Results(
             loader._slots_for_an_epoch(),
             loader.keep,
-            opens=bool(loader.pin_memory and torch.accelerator.is_available()),
+            opens=_pins(loader),
+            states=States(loader.num_workers, outstanding + 2) if loader.retries else None,
         )
-        context = Context(
+        self._context = Context(
             loader.multiprocessing_context or torch.multiprocessing,
             self._results,
             2 * (loader.prefetch_factor or 2) + 4,
             worker.run,
+            replays=loader.replay,
         )
-        super().__init__(_Loader(loader, context))
+        super().__init__(_Loader(loader, self._context))
+        if loader.retries:  # or torch's handler of SIGCHLD raises, wherever the main thread is
+            _utils.signal_handling._remove_worker_pids(id(self))
+            self._worker_pids_set = False
 
     # ---- batches
 
@@ -86,9 +94,39 @@ class Iterator(_MultiProcessingDataLoaderIter):
         end = time.monotonic() + timeout
         while True:
             left = end - time.monotonic()
-            found, data = super()._try_get_data(min(max(left, 0), _LOOK))
+            step = min(max(left, 0), _LOOK)
+            found, data = self._try_with_retries(step) if self._loader.retries else super()._try_get_data(step)
             if found or left <= _LOOK:
                 return found, data
+
+    # ---- workers that die, if their batches are to be computed again
+
+    def _try_with_retries(self, timeout: float) -> tuple[bool, Any]:
+        try:
+            return True, self._data_queue.get(timeout=timeout)
+        except queue.Empty:
+            for i, process in enumerate(self._workers):
+                if self._workers_status[i] and not process.is_alive():
+                    self._results.take_in()
+                    self._replace(i, process.pid)
+            return False, None
+
+    def _replace(self, i: int, pid: int) -> None:
+        retries, replay = self._loader.retries, self._loader.replay
+        if self._dataset_kind == _DatasetKind.Iterable and not replay:
+            why = "an iterable dataset has to start over: see replay="
+        else:
+            state, tasks, tries = self._results.notes[i].again()
+            why = f"a batch was tried {tries} times: see retries=" if tries > retries else ""
+        if why:
+            self._mark_worker_as_unavailable(i)
+            raise RuntimeError(f"DataLoader worker (pid(s) {pid}) exited unexpectedly; {why}")
+        process, queue_of_tasks = self._context.replacement(i, state)
+        process.start()
+        self._workers[i] = process
+        self._index_queues[i] = queue_of_tasks
+        for task in tasks:
+            queue_of_tasks.resend(task)
 
     # ---- the end
 

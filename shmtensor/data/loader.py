@@ -30,6 +30,10 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
     Args:
         keep: how many batches, the one that is being yielded included, may be views at a time; if more than that are
             kept alive, further ones are yielded as copies in memory of their own. 0: always copies.
+        retries: how often a batch is computed again if its worker dies: by another process with the same worker id and
+            random state, so that the epoch's batches are those of an undisturbed one. 0: RuntimeError, as torch's.
+        replay: whether the dataset has a state of its own, as iterable ones do: then a replacement starts the epoch
+            over, and what had come already is thrown away.
         max_slot_nbytes: bytes that one batch may take; memory is taken when it is first needed. None: a quarter of the
             machine's memory.
 
@@ -59,10 +63,17 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         pin_memory_device: str = "",
         in_order: bool = True,
         keep: int = 2,
+        retries: int = 0,
+        replay: bool = False,
         max_slot_nbytes: int | None = None,
     ) -> None:
         check_int("keep", keep, 0, 2**15)
+        check_int("retries", retries, 0, 2**31)
+        if retries and pin_memory and torch.cuda.is_available():
+            raise ValueError("retries= does not go together with pin_memory=True")
         self.keep = keep
+        self.retries = retries
+        self.replay = replay
         self.max_slot_nbytes = max_slot_nbytes
         self.copied = 0  #: batches that were yielded as copies, because more than ``keep`` were kept
         self._spare: list[tuple[int, ObjectSlots]] = []  # (of which process, segment)

@@ -17,6 +17,7 @@ from torch._utils import ExceptionWrapper
 
 from shmtensor._core import Landing
 from shmtensor.data import landing
+from shmtensor.data.retrying import restore
 from shmtensor.data.transport import Results, Tasks
 
 __all__ = ["run"]
@@ -25,17 +26,33 @@ _T = TypeVar("_T")
 _STEP = 1.0  #: seconds until a wait looks whether there is anybody left to wait for
 
 
-def run(loop: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Calls torch's worker loop with the arguments that it was to be called with."""
+def run(loop: Callable[..., None], args: tuple[Any, ...], state: bytes | None = None) -> None:
+    """Calls torch's worker loop with the arguments that it was to be called with; ``state``: the random state to begin
+    with, of one that died."""
     bound = inspect.signature(loop).bind(*args)
     given = bound.arguments
     patiently = _Patience()
     sender = _Sender(given["data_queue"], given["worker_id"], patiently)
     given["data_queue"] = sender
     given["index_queue"] = _Receiver(given["index_queue"], sender, patiently)
+    if state is not None:
+        given["init_fn"] = _Restoring(given["init_fn"], state)
     given["collate_fn"] = landing.Collate(given["collate_fn"])
     landing.begin(sender.landing, patiently)
     loop(*bound.args, **bound.kwargs)
+
+
+class _Restoring:
+    """A worker_init_fn, after which the random states are those of another time."""
+
+    def __init__(self, init_fn: Callable[[int], None] | None, state: bytes) -> None:
+        self._init_fn = init_fn
+        self._state = state
+
+    def __call__(self, worker_id: int) -> None:
+        if self._init_fn is not None:
+            self._init_fn(worker_id)
+        restore(self._state)
 
 
 class _Patience:
@@ -67,6 +84,7 @@ class _Sender:
     def __init__(self, results: Results, worker_id: int, patiently: _Patience) -> None:
         self.landing = Landing(results.slots)
         self._patiently = patiently
+        self._states = results.states
         self._worker_id = worker_id
 
     def put(self, result: tuple[Any, Any]) -> None:
@@ -74,6 +92,8 @@ class _Sender:
         if not isinstance(number, int):  # an answer to something else than a task
             self._write(result, 0)
             return
+        if self._states is not None:
+            self._states.leave(self._worker_id, number)
         try:
             self._write(data, number + 1)
         except Exception:  # it cannot be sent: that is the result
