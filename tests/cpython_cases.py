@@ -94,7 +94,7 @@ EXECUTOR_DEVIATIONS = {
 
 #: The same, where processes are not forked.
 UNFORKED_DEVIATIONS = {
-    "test_processes_terminate": "its tasks cannot be pickled, and may be settled before a worker is wanted for the next; "
+    "test_processes_terminate": "its tasks cannot be pickled, and may be settled before another worker is wanted; "
     "test_executor.py has the same with tasks that can",
 }
 
