@@ -614,6 +614,17 @@ def test_one_that_is_dropped_finishes_and_ends() -> None:
     assert [f.result(0) for f in asked] == [x * x for x in range(30)]
 
 
+@pytest.mark.parametrize("method", START_METHODS)
+def test_workers_are_started_when_they_are_wanted(method: str) -> None:
+    with executor(method, workers=5) as pool:
+        processes = pool._processes
+        assert processes == {}
+        for _ in range(3):
+            pool.submit(time.sleep, 1)
+        assert len(processes) == (5 if method == "fork" else 3)  # forked before there is a thread, as there
+    assert not any(p.is_alive() for p in processes.values())
+
+
 def test_one_that_was_never_used() -> None:
     pool = executor()
     pool.shutdown()
