@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import resource
 import signal
 import time
 from collections import namedtuple
@@ -123,6 +124,14 @@ def transposed(i: int) -> torch.Tensor:
 
 def of_any_length(i: int) -> torch.Tensor:
     return torch.full((100 + 7 * i,), float(i))
+
+
+def big(i: int) -> Any:
+    """1 MiB, and how many page faults this process has had so far."""
+    return torch.from_numpy(_BIG), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+_BIG = np.ones(1 << 20, np.uint8)
 
 
 def with_grad(i: int) -> dict[str, Any]:

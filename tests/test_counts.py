@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from support import (
     SECONDS,
     START_METHODS,
+    TESTS,
     Crew,
     cores,
     echo,
@@ -184,6 +186,72 @@ def test_hand_offs_between_processes_make_no_system_calls(tmp_path: Path) -> Non
     found, out = calls_between_marks(TWO_PROCESSES, 2, tmp_path)
     assert out == "0\n", "somebody slept"
     assert len(found) < 100, found[:20]
+
+
+# A consumer that takes 3 ms for each batch, without a system call of its own: batches are there when it comes.
+LOADER = (
+    MARKED
+    + """
+import time
+import loader_support as ls
+N = 200
+it = iter(st.DataLoader(ls.Numbers(10**6, ls.plain), batch_size=4, num_workers=1))
+def step(i):
+    assert int(next(it)[3, 0, 0]) == 4 * i + 3
+    end = time.perf_counter() + 0.003
+    while time.perf_counter() < end:
+        pass
+for i in range(50):
+    step(i)
+mark("begin")
+for i in range(50, 50 + N):
+    step(i)
+mark("end")
+os._exit(0)
+"""
+)
+
+
+def test_system_calls_for_a_batch_of_a_loader(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    found, _ = calls_between_marks(f"import sys; sys.path.insert(0, {str(TESTS)!r})" + LOADER, 1, tmp_path)
+    # One wakes the worker, which slept until the next task came; a batch that is late costs a second.
+    assert len(found) < 2 * 200, Counter(line.split("(")[0].split()[-1] for line in found)
+
+
+def test_batches_of_tensors_are_not_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    import loader_support as ls
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("pickled")
+
+    loader = st.DataLoader(ls.Numbers(40, ls.all_kinds), batch_size=4, num_workers=2, multiprocessing_context="fork")
+    with monkeypatch.context() as patched:  # also in the workers, which are forked
+        patched.setattr("pickle.loads", refuse)
+        patched.setattr("pickle.dumps", refuse)
+        patched.setattr("shmtensor._codec.Pickler", refuse)
+        assert sum(len(batch["text"]) for batch in loader) == 40
+
+
+def test_page_faults_of_a_loader() -> None:
+    """Those of the main process and of the workers, once all slots are warm; torch has one for each page of each batch."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    import loader_support as ls
+
+    def faults(loader_type: Any) -> int:
+        loader = loader_type(ls.Numbers(150, ls.big), batch_size=None, num_workers=1, persistent_workers=True)
+        totals = []
+        for _ in range(3):
+            of_worker = 0
+            for x, of_worker in loader:  # noqa: B007 (the last one counts)
+                assert x.nbytes == 1 << 20
+            totals.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt + int(of_worker))
+        return totals[2] - totals[1]
+
+    ours, theirs = faults(st.DataLoader), faults(torch.utils.data.DataLoader)
+    assert theirs > 150 * 256, "torch has changed: it makes no segment for each batch"
+    assert ours < 0.05 * theirs, (ours, theirs)
 
 
 # ---- page faults and allocations ---------------------------------------------------------------------------
