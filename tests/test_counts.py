@@ -235,7 +235,7 @@ def test_batches_of_tensors_are_not_pickled(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_page_faults_of_a_loader() -> None:
-    """Those of the main process and of the workers, once all slots are warm; torch has one for each page of each batch."""
+    """In the main process and the worker, once all slots are warm; torch has one for each page of each batch."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     import loader_support as ls
 
