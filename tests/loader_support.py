@@ -166,6 +166,11 @@ def slow_at_7(i: int) -> Any:
     return plain(i)
 
 
+def slowly(i: int) -> Any:
+    time.sleep(0.02)
+    return plain(i)
+
+
 def collated_here(i: int) -> Any:
     """A dataset that calls default_collate itself, and keeps what it gets."""
     out = default_collate([plain(i), plain(i)])

@@ -210,6 +210,31 @@ def test_in_a_thread() -> None:
     assert got == [EVEN]
 
 
+# ---- what it says of itself ------------------------------------------------------------------------------------------
+
+
+def test_verdicts() -> None:
+    dl = loader(n=40)
+    assert dl.stats()["verdict"] == "nothing was yielded yet"
+    for _ in dl:
+        time.sleep(0.02)
+    stats = dl.stats()
+    assert stats["batches"] == 20 and stats["ready"] > 10 and stats["copied"] == 0
+    assert stats["verdict"].startswith("consumer-bound")
+    assert 0 <= stats["waited_s"] < stats["elapsed_s"] and stats["elapsed_s"] > 0.3
+
+    dl = loader(ls.slowly, n=40)
+    numbers(dl)
+    assert dl.stats()["verdict"].startswith("worker-bound")
+
+    dl = loader(n=40, persistent_workers=True)
+    with pytest.warns(RuntimeWarning):
+        kept = [x for x in dl if time.sleep(0.02) is None]
+    assert dl.stats()["verdict"].startswith("lease-bound") and len(kept) == 20
+    numbers(dl)
+    assert dl.stats()["batches"] == 40
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 

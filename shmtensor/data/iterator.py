@@ -52,6 +52,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._shutdown = True  # until there is something to shut down
         self._pid = os.getpid()
+        self._began: float | None = None  # when the last batch was yielded
         self._loader = loader
         outstanding = (loader.prefetch_factor or 2) * loader.num_workers
         self._results = Results(
@@ -73,6 +74,25 @@ class Iterator(_MultiProcessingDataLoaderIter):
             self._worker_pids_set = False
 
     # ---- batches
+
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
+        self._began = None
+        super()._reset(loader, first_iter)
+
+    def __next__(self) -> Any:
+        began = time.perf_counter()
+        if self._began is None:
+            self._began = began
+        ready, waited_s = self._results.ready, self._results.waited_s
+        batch = super().__next__()
+        counts = self._loader._counts
+        now = time.perf_counter()
+        counts.batches += 1
+        counts.ready += self._results.ready > ready and self._results.waited_s == waited_s
+        counts.waited_s += self._results.waited_s - waited_s
+        counts.elapsed_s += now - self._began
+        self._began = now
+        return batch
 
     def _process_data(self, data: Any, *worker: Any) -> Any:
         if type(data) is Parcel:

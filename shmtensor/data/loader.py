@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -18,6 +19,16 @@ from shmtensor.segments import check_int
 __all__ = ["DataLoader"]
 
 _T = TypeVar("_T", covariant=True)
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Since the loader was made, over all of its epochs."""
+
+    batches: int = 0
+    ready: int = 0
+    waited_s: float = 0.0
+    elapsed_s: float = 0.0
 
 
 class DataLoader(torch.utils.data.DataLoader[_T]):
@@ -76,6 +87,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         self.replay = replay
         self.max_slot_nbytes = max_slot_nbytes
         self.copied = 0  #: batches that were yielded as copies, because more than ``keep`` were kept
+        self._counts = _Counts()
         self._spare: list[tuple[int, ObjectSlots]] = []  # (of which process, segment)
         newer = {} if in_order else {"in_order": in_order}  # older versions of torch know only True
         super().__init__(
@@ -105,7 +117,25 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         return Iterator(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_spare": []}
+        return {**self.__dict__, "_spare": [], "_counts": _Counts()}
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of all epochs with workers so far: ``batches`` that were yielded; how many of them were ``ready`` when
+        they were asked for; ``copied``, because more than ``keep`` were kept alive; ``waited_s``, seconds that the loop
+        waited for batches, of the ``elapsed_s`` that it took; and the ``verdict``, what holds it up."""
+        counts = dataclasses.asdict(self._counts)
+        return {**counts, "copied": self.copied, "verdict": self._verdict()}
+
+    def _verdict(self) -> str:
+        counts = self._counts
+        if counts.batches == 0:
+            return "nothing was yielded yet"
+        waited = counts.waited_s / max(counts.elapsed_s, 1e-9)
+        if waited > 0.2:
+            return f"worker-bound: the loop waited {waited:.0%} of its time for batches"
+        if self.copied > counts.batches // 20:
+            return f"lease-bound: {self.copied} of {counts.batches} batches were copied; see keep={self.keep}"
+        return f"consumer-bound: {counts.ready} of {counts.batches} batches were there when they were asked for"
 
     # ---- segments
 

@@ -7,6 +7,7 @@ how many batches the user still keeps.
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -74,6 +75,8 @@ class Results:
         self.states = states
         self.notes: list[Notes] = []  # of each worker, if there are states
         self._early: deque[tuple[Any, Any]] = deque()
+        self.ready = 0  #: batches that were there when they were asked for
+        self.waited_s = 0.0  #: seconds of waiting for others
 
     def __getstate__(self) -> tuple[ObjectSlots, States | None]:
         return self.slots, self.states
@@ -91,7 +94,7 @@ class Results:
     def _receive(self, timeout: float | None) -> tuple[Any, Any]:
         while True:
             try:
-                tag, x = self.slots.receive_parcel(timeout)
+                tag, x = self._receive_and_count(timeout)
             except ShutDown:
                 raise queue.Empty from None
             if tag == 0:
@@ -100,6 +103,21 @@ class Results:
                 x = x.open(self.slots.reading > self.keep)
             if self.states is None or self._is_new(tag - 1):
                 return tag - 1, x
+
+    def _receive_and_count(self, timeout: float | None) -> tuple[int, Any]:
+        """As the slots' own, and takes down whether there was something to wait for."""
+        try:
+            got = self.slots.receive_parcel(0)
+            self.ready += 1
+            return got
+        except queue.Empty:
+            if timeout == 0:
+                raise
+        began = time.perf_counter()
+        try:
+            return self.slots.receive_parcel(timeout)
+        finally:
+            self.waited_s += time.perf_counter() - began
 
     def _is_new(self, number: int) -> bool:
         """Takes down that a batch came; False: it came before, and was made again on the way to a later one."""
