@@ -120,9 +120,12 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         return {**self.__dict__, "_spare": [], "_counts": _Counts()}
 
     def stats(self) -> dict[str, Any]:
-        """Figures of all epochs with workers so far: ``batches`` that were yielded; how many of them were ``ready`` when
-        asked for; ``copied``, because more than ``keep`` were kept alive; ``waited_s``, seconds that the loop waited for
-        batches, of the ``elapsed_s`` that it took; and the ``verdict``, what holds it up."""
+        """Figures of all epochs with workers so far.
+
+        ``batches`` that were yielded; how many of them were ``ready`` when asked for; ``copied``, because more than
+        ``keep`` were kept alive; ``waited_s``, seconds that the loop waited for batches, of the ``elapsed_s`` that it
+        took; and the ``verdict``, what holds it up.
+        """
         counts = dataclasses.asdict(self._counts)
         return {**counts, "copied": self.copied, "verdict": self._verdict()}
 
