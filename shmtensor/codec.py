@@ -118,6 +118,21 @@ def _tensor(buffer: Any, dtype: str, shape: tuple[int, ...], stride: tuple[int, 
     return torch.frombuffer(buffer, dtype=torch.uint8).view(kind).as_strided(shape, stride).requires_grad_(grad)
 
 
+def _sparse(indices: Any, values: Any, shape: tuple[int, ...], coalesced: bool, grad: bool) -> Any:
+    # torch's own way of putting it together again keeps every such tensor until the next torch.load().
+    import torch
+
+    out = torch.sparse_coo_tensor(indices, values, shape, is_coalesced=coalesced, check_invariants=False)
+    return out.requires_grad_(grad)
+
+
+def _compressed(layout: str, parts: tuple[Any, Any, Any], shape: tuple[int, ...], grad: bool) -> Any:
+    import torch
+
+    kind = getattr(torch, layout)
+    return torch.sparse_compressed_tensor(*parts, shape, layout=kind, check_invariants=False).requires_grad_(grad)
+
+
 def _parameter(data: Any, grad: bool) -> Any:
     import torch
 
@@ -175,6 +190,19 @@ def reduce_storage(torch: Any, x: Any) -> Any:
     return _storage, (torch.empty(0, dtype=torch.uint8).set_(x),)
 
 
+def _reduced_sparse(torch: Any, x: Any) -> Any:
+    """A sparse tensor as its parts, which are ordinary ones; None: of a layout that we do not know."""
+    grad, x = x.requires_grad, x.detach()
+    if x.layout is torch.sparse_coo:
+        return _sparse, (x._indices(), x._values(), tuple(x.shape), x.is_coalesced(), grad)
+    layout = str(x.layout).removeprefix("torch.")
+    if layout in ("sparse_csr", "sparse_bsr"):
+        return _compressed, (layout, (x.crow_indices(), x.col_indices(), x.values()), tuple(x.shape), grad)
+    if layout in ("sparse_csc", "sparse_bsc"):
+        return _compressed, (layout, (x.ccol_indices(), x.row_indices(), x.values()), tuple(x.shape), grad)
+    return None
+
+
 def reduce_tensor(torch: Any, x: Any) -> Any:
     """As pickle's reducer_override: how a tensor travels. torch's own reductions would share memory by descriptor."""
     if x.requires_grad and not x.is_leaf:
@@ -183,6 +211,10 @@ def reduce_tensor(torch: Any, x: Any) -> Any:
         )
     if x.device.type == "cuda":
         return NotImplemented  # torch's handle
+    if x.layout is not torch.strided and type(x) is torch.Tensor and not x.__dict__ and x.device.type == "cpu":
+        reduced = _reduced_sparse(torch, x)
+        if reduced is not None:
+            return reduced
     if x.layout is not torch.strided or x.device.type != "cpu" or x.is_quantized or x.is_nested:
         return x.__reduce_ex__(5)  # sparse: its parts, which come back here; quantized: its storage, as bytes
     if type(x) is torch.nn.Parameter and not x.__dict__:

@@ -572,8 +572,8 @@ def test_truncated_and_extended(name: str, image: bytes, cut: int | str) -> None
 
 
 def test_an_older_layout(name: str, image: bytes) -> None:
-    assert image[14:16] == b"\1\0", "the layout version is the top 16 bits of the second word"
-    for version in (0, 2, 0xFFFF):
+    assert image[14:16] == b"\2\0", "the layout version is the top 16 bits of the second word"
+    for version in (0, 1, 3, 0xFFFF):
         write_file(name, image[:14] + version.to_bytes(2, "little") + image[16:])
         attach_all(name, st.ShmLayoutError, "incompatible version")
 

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch.nn.utils.rnn import PackedSequence, pack_sequence  # noqa: E402
 
+import shmtensor as st  # noqa: E402
 from shmtensor._codec import decode_from_array, encode_to_array  # noqa: E402
 
 DTYPES = [d for d in vars(torch).values() if isinstance(d, torch.dtype)]
@@ -226,3 +227,26 @@ def test_what_is_not_dense_is_packed_without_torch() -> None:
 def test_nested_tensors() -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.arange(3.0)])
     assert [t.tolist() for t in round_trip(nested).unbind()] == [t.tolist() for t in nested.unbind()]
+
+
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc"])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.filterwarnings("ignore:Sparse .* support is in beta")
+def test_sparse_tensors_keep_nothing_when_they_die(layout: str, grad: bool) -> None:
+    """torch's own unpickling keeps each of them until the next torch.load()."""
+    dense = torch.zeros(64, 64)
+    dense[::3, ::5] = torch.arange(22 * 13, dtype=torch.float32).reshape(22, 13) + 1
+    block = (8, 8) if "bs" in layout else None
+    x = dense.to_sparse(layout=getattr(torch, layout), blocksize=block).requires_grad_(grad)
+    queue = st.Queue()
+    for uncoalesced in range(1 + (layout == "sparse_coo")):
+        if uncoalesced:
+            x = torch.sparse_coo_tensor(torch.tensor([[1, 1], [2, 2]]), torch.ones(2, 400), (4, 4, 400))
+        queue.put({"x": x})
+        y = queue.get()["x"]
+        assert y.layout is x.layout and y.requires_grad == x.requires_grad and y.dtype is x.dtype
+        assert layout != "sparse_coo" or y.is_coalesced() == x.is_coalesced()
+        assert torch.equal(y.detach().to_dense(), x.detach().to_dense())
+        del y
+        assert queue.stats()["reading"] == 0
+    queue.close()

@@ -110,6 +110,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_same_as_torchs(case: str, workers: int) -> None:
