@@ -47,7 +47,7 @@ EVEN = list(range(0, 24, 2))
 
 def spare(of: Any) -> dict[str, int]:
     """How the slots stand that an epoch has left."""
-    ((_, slots),) = of._spare
+    ((_, slots),) = of._shelf.spare
     return slots.stats()  # type: ignore[no-any-return]
 
 
@@ -66,7 +66,7 @@ def test_the_slot_lives_as_long_as_its_last_alias() -> None:
     dl = loader(keep=12)
     kept = [x.view(-1)[::7].detach().numpy()[1:] for x in dl]
     assert [int(x[0]) for x in kept] == EVEN
-    assert spare(dl)["reading"] == 12 and dl.copied == 0
+    assert spare(dl)["reading"] == 12 and dl.stats()["copied"] == 0
     del kept
     assert spare(dl)["reading"] == 0
 
@@ -121,7 +121,7 @@ def test_all_may_be_kept() -> None:
         kept += list(dl)
     assert len(said) == 1
     assert numbers(kept) == EVEN * 2
-    assert dl.copied == 22 and sum(map(ls.lies_in_a_slot, kept)) == 2
+    assert dl.stats()["copied"] == 22 and sum(map(ls.lies_in_a_slot, kept)) == 2
 
 
 def test_every_third_may_be_kept() -> None:
@@ -138,7 +138,7 @@ def test_the_usual_loop_copies_nothing() -> None:
     for x in dl:
         assert last is None or int(x[0, 0, 0]) == int(last[0, 0, 0]) + 2
         last = x
-    assert dl.copied == 0
+    assert dl.stats()["copied"] == 0
 
 
 def test_keep_0_copies_always() -> None:
@@ -155,10 +155,10 @@ def test_keep_0_copies_always() -> None:
 def test_an_epoch_leaves_its_memory_to_the_next() -> None:
     dl = loader()
     assert numbers(dl) == EVEN
-    slots = dl._spare[0][1]
+    slots = dl._shelf.spare[0][1]
     for _ in range(3):
         assert numbers(dl) == EVEN
-        assert dl._spare[0][1] is slots
+        assert dl._shelf.spare[0][1] is slots
     with pytest.warns(RuntimeWarning):
         kept = list(dl)  # also over the next epochs
         assert numbers(dl) == numbers(dl) == numbers(kept) == EVEN
@@ -179,18 +179,35 @@ def test_ended_early(persistent: bool) -> None:
     del dl
 
 
+def test_neither_loader_nor_iterator_keeps_the_other() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        dl = loader(persistent_workers=True)
+        assert numbers(dl) == EVEN
+        workers = dl._iterator._workers
+        del dl
+        assert not any(w.is_alive() for w in workers)
+        it = iter(loader())
+        assert numbers(it) == EVEN
+        del it
+        assert segment_fds() == []
+    finally:
+        gc.enable()
+
+
 def test_two_iterators_at_once() -> None:
     dl = loader()
     for a, b in zip(dl, dl, strict=True):
         assert torch.equal(a, b)
-    assert len(dl._spare) == 2
+    assert len(dl._shelf.spare) == 2
 
 
 def test_pickled_and_copied() -> None:
     dl = loader()
     assert numbers(dl) == EVEN
     for other in (pickle.loads(pickle.dumps(dl)), copy.copy(dl), copy.deepcopy(dl)):
-        assert type(other) is st.DataLoader and other.keep == 2 and other._spare == []
+        assert type(other) is st.DataLoader and other.keep == 2 and other._shelf.spare == []
         assert numbers(other) == EVEN
 
 

@@ -6,7 +6,8 @@ A batch, from the dataset to the training loop:
     landing.py    collate and empty() make the batch's tensors in the slot itself
     transport.py  the slot is published; the main process acquires it
     iterator.py   torch's own iterator puts the batches in order; each is opened when it is its turn
-    loader.py     the arguments, and the segments that one epoch leaves to the next
+    loader.py     the arguments
+    shelf.py      the segments that one epoch leaves to the next
 
 retrying.py has what it takes to compute a dead worker's batches again.
 """

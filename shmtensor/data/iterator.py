@@ -53,10 +53,14 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._shutdown = True  # until there is something to shut down
         self._pid = os.getpid()
         self._began: float | None = None  # when the last batch was yielded
-        self._loader = loader
+        self._counts = loader._counts
+        self._shelf = loader._shelf
+        self._retries = loader.retries
+        self._replay = loader.replay
         outstanding = (loader.prefetch_factor or 2) * loader.num_workers
         self._results = Results(
-            loader._slots_for_an_epoch(),
+            # What is outstanding; what the user keeps; and one for each worker whose dataset keeps what it sends.
+            self._shelf.take(outstanding + loader.keep + loader.num_workers, loader.max_slot_nbytes),
             loader.keep,
             opens=_pins(loader),
             states=States(loader.num_workers, outstanding + 2) if loader.retries else None,
@@ -85,7 +89,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
             self._began = began
         ready, waited_s = self._results.ready, self._results.waited_s
         batch = super().__next__()
-        counts = self._loader._counts
+        counts = self._counts
         now = time.perf_counter()
         counts.batches += 1
         counts.ready += self._results.ready > ready and self._results.waited_s == waited_s
@@ -103,7 +107,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         parked = sum(len(info) == 2 and type(info[1]) is Parcel for info in self._task_info.values())
         copy = self._results.slots.reading - parked > self._results.keep
         if copy:
-            self._loader._has_copied()
+            self._counts.has_copied(self._results.keep)
         try:
             return parcel.open(copy)
         except Exception:
@@ -115,7 +119,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         while True:
             left = end - time.monotonic()
             step = min(max(left, 0), _LOOK)
-            found, data = self._try_with_retries(step) if self._loader.retries else super()._try_get_data(step)
+            found, data = self._try_with_retries(step) if self._retries else super()._try_get_data(step)
             if found or left <= _LOOK:
                 return found, data
 
@@ -132,7 +136,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
             return False, None
 
     def _replace(self, i: int, pid: int) -> None:
-        retries, replay = self._loader.retries, self._loader.replay
+        retries, replay = self._retries, self._replay
         if self._dataset_kind == _DatasetKind.Iterable and not replay:
             why = "an iterable dataset has to start over: see replay="
         else:
@@ -162,4 +166,4 @@ class Iterator(_MultiProcessingDataLoaderIter):
         super()._shutdown_workers()
         self._results.drain()
         if not any(w.is_alive() for w in self._workers):
-            self._loader._leave_to_the_next(self._results.slots)
+            self._shelf.leave(self._results.slots)

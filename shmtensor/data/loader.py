@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -13,22 +11,12 @@ import torch.utils.data
 from torch.utils.data import Dataset, Sampler
 
 from shmtensor.data.iterator import Iterator
-from shmtensor.objects import ObjectSlots
+from shmtensor.data.shelf import Counts, Shelf
 from shmtensor.segments import check_int
 
 __all__ = ["DataLoader"]
 
 _T = TypeVar("_T", covariant=True)
-
-
-@dataclasses.dataclass
-class _Counts:
-    """Since the loader was made, over all of its epochs."""
-
-    batches: int = 0
-    ready: int = 0
-    waited_s: float = 0.0
-    elapsed_s: float = 0.0
 
 
 class DataLoader(torch.utils.data.DataLoader[_T]):
@@ -86,9 +74,8 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         self.retries = retries
         self.replay = replay
         self.max_slot_nbytes = max_slot_nbytes
-        self.copied = 0  #: batches that were yielded as copies, because more than ``keep`` were kept
-        self._counts = _Counts()
-        self._spare: list[tuple[int, ObjectSlots]] = []  # (of which process, segment)
+        self._counts = Counts()
+        self._shelf = Shelf()
         newer = {} if in_order else {"in_order": in_order}  # older versions of torch know only True
         super().__init__(
             dataset,
@@ -117,7 +104,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         return Iterator(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_spare": [], "_counts": _Counts()}
+        return {**self.__dict__, "_shelf": Shelf(), "_counts": Counts()}
 
     def stats(self) -> dict[str, Any]:
         """Figures of all epochs with workers so far.
@@ -126,8 +113,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         ``keep`` were kept alive; ``waited_s``, seconds that the loop waited for batches, of the ``elapsed_s`` that it
         took; and the ``verdict``, what holds it up.
         """
-        counts = dataclasses.asdict(self._counts)
-        return {**counts, "copied": self.copied, "verdict": self._verdict()}
+        return {**dataclasses.asdict(self._counts), "verdict": self._verdict()}
 
     def _verdict(self) -> str:
         counts = self._counts
@@ -136,32 +122,6 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         waited = counts.waited_s / max(counts.elapsed_s, 1e-9)
         if waited > 0.2:
             return f"worker-bound: the loop waited {waited:.0%} of its time for batches"
-        if self.copied > counts.batches // 20:
-            return f"lease-bound: {self.copied} of {counts.batches} batches were copied; see keep={self.keep}"
+        if counts.copied > counts.batches // 20:
+            return f"lease-bound: {counts.copied} of {counts.batches} batches were copied; see keep={self.keep}"
         return f"consumer-bound: {counts.ready} of {counts.batches} batches were there when they were asked for"
-
-    # ---- segments
-
-    def _slots_for_an_epoch(self) -> ObjectSlots:
-        """Those that an earlier epoch has left, whose memory is warm; or new ones."""
-        # What is outstanding; what the user keeps; and one for each worker whose dataset keeps what it sends.
-        n = (self.prefetch_factor or 2) * self.num_workers + self.keep + self.num_workers
-        while self._spare:
-            pid, slots = self._spare.pop()
-            if pid == os.getpid() and slots._info["slots"] == n:  # a forked child's parent will use its own again
-                return slots
-        return ObjectSlots.create(n, max_slot_nbytes=self.max_slot_nbytes)
-
-    def _leave_to_the_next(self, slots: ObjectSlots) -> None:
-        slots.reclaim()
-        self._spare.append((os.getpid(), slots))
-
-    def _has_copied(self) -> None:
-        if self.copied == 0:
-            warnings.warn(
-                f"more than keep={self.keep} batches of this DataLoader are kept alive: further ones are copied. "
-                "Raise keep= to have them as views, or drop them earlier",
-                RuntimeWarning,
-                stacklevel=6,
-            )
-        self.copied += 1
