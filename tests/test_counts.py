@@ -235,8 +235,8 @@ def test_batches_of_tensors_are_not_pickled(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_page_faults_of_a_loader() -> None:
-    """In the main process and the worker, once all slots are warm; torch has one for each page of each batch."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    """In the main process and the worker, once all slots are warm."""
+    pytest.importorskip("torch", reason="torch is not installed")
     import loader_support as ls
 
     def faults(loader_type: Any) -> int:
@@ -249,9 +249,8 @@ def test_page_faults_of_a_loader() -> None:
             totals.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt + int(of_worker))
         return totals[2] - totals[1]
 
-    ours, theirs = faults(st.DataLoader), faults(torch.utils.data.DataLoader)
-    assert theirs > 150 * 256, "torch has changed: it makes no segment for each batch"
-    assert ours < 0.05 * theirs, (ours, theirs)
+    # Fresh memory for each batch would be 150 * 256 pages, at least on one side, as torch has it.
+    assert faults(st.DataLoader) < 0.05 * 150 * 256
 
 
 # ---- page faults and allocations ---------------------------------------------------------------------------
