@@ -29,7 +29,7 @@ from shmtensor._core import Kept
 from shmtensor.errors import ShmNoSpaceError, ShutDown, WorkerDied
 from shmtensor.objects import ObjectSlots
 
-__all__ = ["TICK", "Dead", "Out", "Results", "Settled", "Tasks"]
+__all__ = ["TICK", "Dead", "Out", "Results", "Settled", "Tasks", "orphan_test"]
 
 TICK = 0.1  #: seconds between two looks at who died
 _ORPHAN = 1.0  #: seconds between two looks, by a worker that has nothing to do, at whether its parent lives
@@ -127,7 +127,7 @@ class Tasks:
             self._begun_in = os.getpid()
             if "torch" in sys.modules:  # of a parent that was forked after OpenMP ran: its threads are not here
                 sys.modules["torch"].set_num_threads(1)
-            self._is_orphan = _orphan_test()
+            self._is_orphan = orphan_test()
 
     def get(self, refuse: Callable[[int, BaseException], None]) -> tuple[int, Any, Kept] | None:
         """(number, task, its slot); None: there is no more, or nobody who would give it. What cannot be decoded here is
@@ -287,7 +287,7 @@ class Results:
                     raise ShutDown("the process that gave this task is gone") from None
 
 
-def _orphan_test() -> Callable[[], bool]:
+def orphan_test() -> Callable[[], bool]:
     """What says, later, whether this process's parent is gone."""
     parent = multiprocessing.parent_process()
     ppid = os.getppid()

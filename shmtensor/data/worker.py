@@ -7,10 +7,8 @@ next task: who then still looks at the batch has kept it.
 from __future__ import annotations
 
 import inspect
-import os
 import queue
 from collections.abc import Callable
-from multiprocessing import parent_process
 from typing import Any, TypeVar
 
 from torch._utils import ExceptionWrapper
@@ -19,6 +17,7 @@ from shmtensor._core import Landing
 from shmtensor.data import landing
 from shmtensor.data.retrying import restore
 from shmtensor.data.transport import Results, Tasks
+from shmtensor.tasks import orphan_test
 
 __all__ = ["run"]
 
@@ -60,9 +59,7 @@ class _Patience:
     between tasks, and not if the parent died before the loop began."""
 
     def __init__(self) -> None:
-        self._parent = parent_process()
-        # Then its death is seen at once; of a pipe's end, a process has to wait for all that were forked after it.
-        self._is_child = self._parent is not None and os.getppid() == self._parent.pid
+        self._is_orphan = orphan_test()
 
     def __call__(self, wait: Callable[[float], _T]) -> _T:
         while True:
@@ -71,11 +68,6 @@ class _Patience:
             except (queue.Full, queue.Empty):
                 if self._is_orphan():
                     raise SystemExit(1) from None
-
-    def _is_orphan(self) -> bool:
-        if self._parent is None:
-            return False
-        return (self._is_child and os.getppid() != self._parent.pid) or not self._parent.is_alive()
 
 
 class _Sender:
