@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import context
 from typing import Any
 
 from shmtensor._core import Objects
 from shmtensor.buffer import default_stride, no_room
+from shmtensor.errors import ShutDown
 from shmtensor.segments import NBYTES_MAX, attached, check_int, created, from_handle, handle_of
 from shmtensor.spec import Spec
 
@@ -73,6 +76,13 @@ class ObjectSlots(Objects):
 
     def __len__(self) -> int:
         return self._count()[0]
+
+    def drain(self, thrown_away: Callable[[], object] = bool) -> None:
+        """Throws away what there is, and calls ``thrown_away`` for each object."""
+        with suppress(queue.Empty, ShutDown):
+            while True:
+                self.acquire(0).release()
+                thrown_away()
 
     def _look(self) -> None:
         """No explanation is asked for: Full and Empty have none."""

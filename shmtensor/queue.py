@@ -223,13 +223,7 @@ class Queue(_Base):
         else:
             self._slots.shutdown()
         if immediate:
-            self._drain()
-
-    def _drain(self) -> None:
-        with suppress(queue.Empty, ShutDown):
-            while True:
-                self._slots.acquire(0).release()
-                self._thrown_away()
+            self._slots.drain(self._thrown_away)
 
     def _thrown_away(self) -> None:
         """An object that nobody will get."""

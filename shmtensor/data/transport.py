@@ -143,9 +143,7 @@ class Results:
     def drain(self) -> None:
         """Throws away what has come: whoever waits for a slot has one."""
         self._early.clear()
-        with suppress(queue.Empty, ShutDown):
-            while True:
-                self.slots.acquire(0).release()
+        self.slots.drain()
 
     def cancel_join_thread(self) -> None:
         """Nothing waits in this process."""
