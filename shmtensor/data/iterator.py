@@ -87,13 +87,14 @@ class Iterator(_MultiProcessingDataLoaderIter):
         began = time.perf_counter()
         if self._began is None:
             self._began = began
-        ready, waited_s = self._results.ready, self._results.waited_s
+        waited_before = self._results.waited_s
         batch = super().__next__()
         counts = self._counts
         now = time.perf_counter()
+        waited_s = self._results.waited_s - waited_before
         counts.batches += 1
-        counts.ready += self._results.ready > ready and self._results.waited_s == waited_s
-        counts.waited_s += self._results.waited_s - waited_s
+        counts.ready += waited_s == 0
+        counts.waited_s += waited_s
         counts.elapsed_s += now - self._began
         self._began = now
         return batch

@@ -1,4 +1,4 @@
-"""DataLoader: torch's arguments and ours, and the segments that one epoch leaves to the next."""
+"""DataLoader: torch's arguments and ours."""
 
 from __future__ import annotations
 

@@ -75,7 +75,6 @@ class Results:
         self.states = states
         self.notes: list[Notes] = []  # of each worker, if there are states
         self._early: deque[tuple[Any, Any]] = deque()
-        self.ready = 0  #: batches that were there when they were asked for
         self.waited_s = 0.0  #: seconds of waiting for others
 
     def __getstate__(self) -> tuple[ObjectSlots, States | None]:
@@ -94,7 +93,7 @@ class Results:
     def _receive(self, timeout: float | None) -> tuple[Any, Any]:
         while True:
             try:
-                tag, x = self._receive_and_count(timeout)
+                tag, x = self._receive_and_time(timeout)
             except ShutDown:
                 raise queue.Empty from None
             if tag == 0:
@@ -104,12 +103,10 @@ class Results:
             if self.states is None or self._is_new(tag - 1):
                 return tag - 1, x
 
-    def _receive_and_count(self, timeout: float | None) -> tuple[int, Any]:
-        """As the slots' own, and takes down whether there was something to wait for."""
+    def _receive_and_time(self, timeout: float | None) -> tuple[int, Any]:
+        """As the slots' own, and takes down how long it waited."""
         try:
-            got = self.slots.receive_parcel(0)
-            self.ready += 1
-            return got
+            return self.slots.receive_parcel(0)
         except queue.Empty:
             if timeout == 0:
                 raise
