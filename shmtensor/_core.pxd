@@ -96,6 +96,7 @@ cdef class Landing:
 
     cdef void forget_aliased(self) noexcept
     cdef void let_go(self) noexcept
+    cdef object make(self, tuple shape, object dtype, uint64_t rows, object timeout)
     cdef uint64_t measure_place(self, Field f, tuple shape, Place *at) except? 0xffffffffffffffff
     cdef bint claim(self, object timeout) except -1
     cdef uint64_t take(self, uint64_t nbytes, object shape) except 0

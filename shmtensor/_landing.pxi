@@ -1,6 +1,7 @@
 # _landing.pxi - a slot in the making: tensors that come into being where their message will lie.
 
 cdef uint64_t LANDED_AT = 64  # the header's place, and aligned
+cdef uint64_t SLOT_MAX = <uint64_t>1 << 46  # bytes: more than any slot has, and small enough to calculate with
 
 
 @cython.final
@@ -52,35 +53,40 @@ cdef class Landing:
 
         Raises as Buffer.claim() and Slot.reserve().
         """
+        return self.make(shape, dtype, self.rows, timeout)
+
+    def whole(self, tuple shape, dtype, timeout=None):
+        """As empty(), for one that is the only one of its kind."""
+        return self.make(shape, dtype, 0, timeout)
+
+    cdef object make(self, tuple shape, object dtype, uint64_t rows, object timeout):
+        """One of a run of ``rows``; 0: by itself."""
         cdef Field f
         cdef Place at
-        cdef uint64_t nbytes
+        cdef uint64_t nbytes, begin
         cdef list run
         field, _ = known_dtype(dtype)
         if field is None or len(shape) >= MAX_NDIM:
             return None
         f = <Field>field
         nbytes = self.measure_place(f, shape, &at)
-        if nbytes * <uint64_t>self.rows < APART_FROM or not self.claim(timeout):
+        if rows > 0 and nbytes > SLOT_MAX // rows:
+            rows = 0  # their product would be no number of bytes any more
+        if nbytes * (rows if rows > 0 else 1) < APART_FROM or not self.claim(timeout):
             return None
-        key = dtype, shape
-        run = self.runs.get(key)
-        if run is None or run[1] == 0:
-            run = [self.take(nbytes * self.rows, shape), self.rows]
-            self.runs[key] = run
-        at.data = self.s.data + <uint64_t>run[0]
-        run[0] = <uint64_t>run[0] + nbytes
-        run[1] -= 1
+        if rows == 0:
+            begin = self.take(nbytes, shape)
+        else:
+            key = dtype, shape
+            run = self.runs.get(key)
+            if run is None or run[1] == 0:
+                run = [self.take(nbytes * rows, shape), rows]
+                self.runs[key] = run
+            begin = run[0]
+            run[0] = begin + nbytes
+            run[1] -= 1
+        at.data = self.s.data + begin
         return f.tensor(&at, self.lease, &LEASE)
-
-    def whole(self, tuple shape, dtype, timeout=None):
-        """As empty(), for one that is the only one of its kind."""
-        cdef Py_ssize_t rows = self.rows
-        self.rows = 1
-        try:
-            return self.empty(shape, dtype, timeout)
-        finally:
-            self.rows = rows
 
     def joined(self, uint64_t address, tuple shape, dtype):
         """Tensors that lie one after the other from ``address`` on, as one; None if that is not in the slot."""
@@ -112,7 +118,7 @@ cdef class Landing:
                 raise ValueError(f"a shape cannot have negative dimensions: {shape}")
             at.shape[d] = n
             at.strides[d] = <int64_t>nbytes
-            if n and nbytes > (<uint64_t>1 << 46) // <uint64_t>n:
+            if n and nbytes > SLOT_MAX // <uint64_t>n:
                 raise ValueError(f"an array of shape {shape} is larger than any slot")
             nbytes *= <uint64_t>n
         return nbytes
