@@ -1,4 +1,4 @@
-"""Datasets and collate functions of the loader tests, and what it means that two batches are the same.
+"""Datasets and collate functions of the loader tests.
 
 Here and not in the test files, so that a spawned worker need not import pytest.
 """
@@ -28,30 +28,6 @@ Pair = namedtuple("Pair", "x y")
 class Record:
     x: torch.Tensor
     name: str
-
-
-def same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, torch.Tensor):
-        if a.layout is not torch.strided:
-            return a.layout == b.layout and torch.equal(a.to_dense(), b.to_dense())
-        return (
-            a.dtype == b.dtype
-            and a.shape == b.shape
-            and a.stride() == b.stride()
-            and a.requires_grad == b.requires_grad
-            and torch.equal(a, b)
-        )
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if dataclasses.is_dataclass(a):
-        return same(vars(a), vars(b))
-    return bool(a == b)
 
 
 def own(x: Any) -> Any:

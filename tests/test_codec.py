@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import same
 
 import shmtensor
 from shmtensor._codec import Encoder, decode_from_array, encode_to_array
@@ -87,25 +88,6 @@ def round_trip(x: Any, *, copy: bool = False) -> Any:
 
 def mode(x: Any) -> int:
     return int(encode_to_array(x)[0])
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal, of the same types throughout, NaN to NaN."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and (a.tobytes() == b.tobytes() or (a == b).all())
-    if isinstance(a, np.generic):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    if isinstance(a, float):
-        return np.float64(a).tobytes() == np.float64(b).tobytes() or a == b
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if dataclasses.is_dataclass(a):
-        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    return bool(a == b)
 
 
 # ---- what hypothesis makes of it -------------------------------------------------------------------------------------

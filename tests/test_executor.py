@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import START_METHODS, cpython_cases, leaves_nothing, python, wait_until
+from support import START_METHODS, cpython_cases, is_running, leaves_nothing, python, wait_until
 
 import shmtensor as st
 
@@ -592,14 +592,6 @@ def test_workers_end_when_their_parent_is_killed(method: str, tmp_path: Any) -> 
     )
     pids = [int(pid) for pid in found.split()]
     assert pids and wait_until(lambda: not any(is_running(pid) for pid in pids), 15)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_one_that_is_dropped_finishes_and_ends() -> None:

@@ -21,7 +21,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import loader_support as ls  # noqa: E402
-from support import environment, leaves_nothing, segment_fds, wait_until  # noqa: E402
+from support import environment, is_running, leaves_nothing, same, segment_fds, wait_until  # noqa: E402
 
 import shmtensor as st  # noqa: E402
 import shmtensor.data  # noqa: E402
@@ -327,15 +327,7 @@ def test_the_end_in_mid_epoch(then: str, persistent: bool) -> None:
             assert process.wait(20) == 0, process.stderr.read()
             assert process.stderr.read() == ""
 
-    def gone() -> bool:
-        return not any(os.path.exists(f"/proc/{pid}") and "Z" not in state(pid) for pid in pids)
-
-    def state(pid: int) -> str:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as f:
-            return f.read().rpartition(")")[2].split()[0]
-        return "Z"
-
-    assert wait_until(gone, 20)
+    assert wait_until(lambda: not any(map(is_running, pids)), 20)
 
 
 def test_random_keeping_breaking_and_killing() -> None:
@@ -394,7 +386,7 @@ def test_with_retries_nothing_is_different(kind: str, persistent: bool, tmp_path
     ours = collected(st.DataLoader, dataset(ls.dies_once), 2, retries=4, replay=kind == "iterable", **options)
     assert len(list(tmp_path.iterdir())) == 4
     theirs = collected(torch.utils.data.DataLoader, dataset(ls.random_kinds), 2, **options)
-    assert ls.same(ours, theirs)
+    assert same(ours, theirs)
 
 
 def test_random_kills_with_retries() -> None:
@@ -405,7 +397,7 @@ def test_random_kills_with_retries() -> None:
     it = iter(st.DataLoader(ls.Numbers(400, ls.random_kinds), retries=50, **options))
     kills = 0
     for i, x in enumerate(it):
-        assert ls.same(x, theirs[i])
+        assert same(x, theirs[i])
         if choose.random() < 0.15:
             os.kill(choose.choice(it._workers).pid, signal.SIGKILL)
             kills += 1

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 import loader_support as ls  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as strats  # noqa: E402
-from support import START_METHODS, leaves_nothing  # noqa: E402
+from support import START_METHODS, leaves_nothing, same  # noqa: E402
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, WeightedRandomSampler  # noqa: E402
 
 import shmtensor as st  # noqa: E402
@@ -48,8 +48,8 @@ def check(dataset: Any, **options: Any) -> None:
     assert [len(epoch) for epoch in ours] == [len(epoch) for epoch in theirs]
     assert sum(map(len, ours)) > 0
     for a, b in zip(chain(*ours), chain(*theirs), strict=True):
-        assert ls.same(a, b), (a, b)
-    assert ls.same(our_state, their_state)
+        assert same(a, b), (a, b)
+    assert same(our_state, their_state)
 
 
 def seeded() -> Any:
@@ -146,7 +146,7 @@ def test_datapipes() -> None:
     torch.manual_seed(3)
     ours = [ls.own(x) for x in st.DataLoader(pipe(), batch_size=4, num_workers=2, shuffle=True)]
     assert len(ours) > 10
-    assert ls.same(ours, theirs)
+    assert same(ours, theirs)
 
 
 def test_without_workers_it_is_torchs_own() -> None:
@@ -178,5 +178,5 @@ def test_drawn_combinations(data: Any) -> None:
         options["drop_last"] = draw(strats.booleans())
     theirs, their_state = run(torch.utils.data.DataLoader, dataset, options)
     ours, our_state = run(st.DataLoader, dataset, options)
-    assert ls.same(ours, theirs)
-    assert ls.same(our_state, their_state)
+    assert same(ours, theirs)
+    assert same(our_state, their_state)
