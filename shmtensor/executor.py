@@ -23,10 +23,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from shmtensor.executor_manager import Item, Manager, Office, is_exiting, started
 from shmtensor.segments import check_int
+from shmtensor.tasks import slots_for_results
 
 __all__ = ["ProcessPoolExecutor"]
 
-_RESULTS = 64  #: slots for results, if nobody says otherwise
 _WORKERS_MAX = 1000  #: the slots have 1,024 members' places
 
 P = ParamSpec("P")
@@ -89,7 +89,7 @@ class ProcessPoolExecutor(Executor):
                 )
         check_int("retries", retries, 0, 2**31)
         if slots is None:
-            slots = max(4 * max_workers, _RESULTS)
+            slots = slots_for_results(max_workers)
         job = initializer, tuple(initargs), max_tasks_per_child
         self._office = Office(mp_context, max_workers, job, retries, slots, max_slot_nbytes, copy)
         # What follows is called as it is there, since there are those who look at it.

@@ -20,11 +20,10 @@ from shmtensor._core import Kept
 from shmtensor.errors import ShutDown
 from shmtensor.objects import ObjectSlots
 from shmtensor.segments import check_int
-from shmtensor.tasks import TICK, Results, Tasks
+from shmtensor.tasks import TICK, Results, Tasks, slots_for_results
 
 __all__ = ["Pool"]
 
-_RESULTS = 64  #: slots for results, if nobody says otherwise
 _Task = tuple[Any, ...]  # of multiprocessing.pool: (job, i, function, arguments, keyword arguments)
 _Result = tuple[Any, ...]  # likewise: (job, i, (whether it succeeded, value or exception))
 
@@ -138,9 +137,10 @@ class Pool(pool.Pool):
         self._pool: list[Any] = []
         self._state = pool.INIT  # for __del__, if this raises
         check_int("retries", retries, 0, 2**31)
-        some = min(max(4 * (processes or os.cpu_count() or 1), 8), 4096)  # so that no worker waits
+        workers = processes or os.cpu_count() or 1
+        some = min(max(4 * workers, 8), 4096)  # so that no worker waits
         if slots is None:
-            slots = max(some, _RESULTS)
+            slots = slots_for_results(workers)
         self._options = retries, some, slots, max_slot_nbytes, copy
         if context is not None and hasattr(context, "without_ours"):
             context = context.without_ours()  # what the standard class does with its own queues needs their pipes

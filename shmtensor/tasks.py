@@ -29,9 +29,10 @@ from shmtensor._core import Kept
 from shmtensor.errors import ShmNoSpaceError, ShutDown, WorkerDied
 from shmtensor.objects import ObjectSlots
 
-__all__ = ["TICK", "Dead", "Out", "Results", "Settled", "Tasks", "orphan_test"]
+__all__ = ["TICK", "Dead", "Out", "Results", "Settled", "Tasks", "orphan_test", "slots_for_results"]
 
 TICK = 0.1  #: seconds between two looks at who died
+_RESULTS = 64  #: slots for results, at least, if nobody says otherwise
 _ORPHAN = 1.0  #: seconds between two looks, by a worker that has nothing to do, at whether its parent lives
 
 
@@ -285,6 +286,11 @@ class Results:
             except queue.Full:
                 if self.tasks._is_orphan():
                     raise ShutDown("the process that gave this task is gone") from None
+
+
+def slots_for_results(workers: int) -> int:
+    """As many as nobody has to wait for, if nobody says how many."""
+    return min(max(4 * workers, _RESULTS), 4096)
 
 
 def orphan_test() -> Callable[[], bool]:
