@@ -5,6 +5,7 @@ end of the run, and so that nothing is left of it. Whoever measures takes part i
 only watched would count as one more member.
 """
 
+import argparse
 import ctypes
 import gc
 import mmap
@@ -41,6 +42,35 @@ def make(kind, nbytes, slots, **options):
     peer = kind(nbytes, slots, **options)
     _made.append(peer)
     return peer
+
+
+def options_of(doc, seconds):
+    """What a script of rows is told on its command line."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    parser.add_argument("--rows", default="", help="beginnings of names, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="one short repeat: shows that it works, no more")
+    options = parser.parse_args()
+    if options.quick:
+        options.repeats, options.seconds = 1, 0.05
+    options.rows = tuple(options.rows.split(","))
+    return options
+
+
+def interleaved(cells, counts, repeats, ours):
+    """Runs the cells of a row one after the other, ``repeats`` times and in turning order, each with its count. Returns
+    the median of each, and by each the median of how many times faster ``ours`` was in the same repeat."""
+    samples = {kind: [] for kind in cells}
+    kinds = list(cells)
+    for turn in range(repeats):
+        for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
+            samples[kind].append(isolated(cells[kind], counts[kind], timeout=120))
+    figures = {kind: statistics.median(found) for kind, found in samples.items()}
+    ratios = {
+        kind: statistics.median(a / b for a, b in zip(samples[ours], samples[kind], strict=True)) for kind in kinds
+    }
+    return figures, ratios
 
 
 def isolated(measure, *args, timeout=60.0, **kwargs):

@@ -11,9 +11,7 @@ of each sample into warm memory in one process, times two.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import statistics
 import sys
 import time
 import warnings
@@ -96,29 +94,18 @@ def row(what: str, options: Any) -> None:
     cells: dict[str, Callable[[int], float]] = {
         k: lambda n, k=k: samples(k, shape, dtype, batch, in_place, n) for k in kinds
     }
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
     counts = {k: int(harness.isolated(cells[k], 1, timeout=120) * options.seconds) for k in kinds}
-    for turn in range(options.repeats):
-        for k in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
-            found[k].append(harness.isolated(cells[k], counts[k], timeout=120))
-    ratio = {k: statistics.median(a / b for a, b in zip(found[OURS], found[k], strict=True)) for k in kinds}
-    texts = [f"{OURS} {statistics.median(found[OURS]):,.0f}/s"]
-    texts += [f"{k} {statistics.median(found[k]):,.0f} (x {ratio[k]:.2f})" for k in kinds[1:]]
+    figures, ratio = harness.interleaved(cells, counts, options.repeats, OURS)
+    texts = [f"{OURS} {figures[OURS]:,.0f}/s"]
+    texts += [f"{k} {figures[k]:,.0f} (x {ratio[k]:.2f})" for k in kinds[1:]]
     verdict = "ok" if ratio[TORCH] >= bar else "SHORT"
     print(f"{what:31} {'   '.join(texts)}   reach {bar}: {verdict}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--rows", default="", help="beginnings of names, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="one short repeat: shows that it works, no more")
-    options = parser.parse_args()
-    if options.quick:
-        options.repeats, options.seconds = 1, 0.05
+    options = harness.options_of(__doc__, seconds=0.5)
     for what in ROWS:
-        if what.startswith(tuple(options.rows.split(","))):
+        if what.startswith(options.rows):
             row(what, options)
 
 

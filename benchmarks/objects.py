@@ -9,10 +9,8 @@ repeats. `x` is how many times faster shmtensor was, within each repeat; `reach`
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import multiprocessing
-import statistics
 import sys
 import time
 import timeit
@@ -181,44 +179,29 @@ def four_large() -> Any:
 
 
 def row(what: str, unit: str, bar: str, cells: dict[str, Callable[[int], float]], n: int, options: Any) -> None:
-    samples: dict[str, list[float]] = {kind: [] for kind in cells}
     counts = {}
     for kind, measure in cells.items():
         rate = harness.isolated(measure, n, timeout=120)
         counts[kind] = max(4, int(rate * options.seconds) // (10 if "Pool" in what else 1))
-    kinds = list(cells)
-    for turn in range(options.repeats):
-        for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
-            samples[kind].append(harness.isolated(cells[kind], counts[kind], timeout=120))
-    figures = {kind: statistics.median(found) for kind, found in samples.items()}
-    ratio = {
-        kind: statistics.median(a / b for a, b in zip(samples[OURS], samples[kind], strict=True)) for kind in kinds[1:]
-    }
+    figures, ratio = harness.interleaved(cells, counts, options.repeats, OURS)
+    del ratio[OURS]
     bars = dict(part.split(" x ") if " x " in part else (STANDARD, part) for part in bar.split(", "))
     short = [kind for kind, least in bars.items() if kind in ratio and ratio[kind] < float(least)]
     parts = [
-        f"{kind} {figures[kind]:,.4g} {unit}" + (f" (x {ratio[kind]:.1f})" if kind in ratio else "") for kind in kinds
+        f"{kind} {figures[kind]:,.4g} {unit}" + (f" (x {ratio[kind]:.1f})" if kind in ratio else "") for kind in cells
     ]
     print(f"{what:30} {'   '.join(parts)}   reach {bar}: {'ok' if not short else f'SHORT of {short}'}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.3)
-    parser.add_argument("--rows", default="", help="beginnings of names, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="one short repeat: shows that it works, no more")
-    options = parser.parse_args()
-    if options.quick:
-        options.repeats, options.seconds = 1, 0.05
-    wanted = tuple(options.rows.split(","))
+    options = harness.options_of(__doc__, seconds=0.3)
     codec()
     for what, (make, n, producers, bar) in OBJECTS.items():
-        if what.startswith(wanted):
+        if what.startswith(options.rows):
             cells = {k: lambda n, k=k, m=make, p=producers: stream(k, m, n, p) for k in QUEUES}
             row(what, "/s", bar, cells, n, options)
     for what, (count, shape, tensors, bar) in POOLS.items():
-        if what.startswith(wanted):
+        if what.startswith(options.rows):
             kinds = [OURS, STANDARD, *[TORCH] * tensors]
             cells = {k: lambda n, k=k, c=count, s=shape, t=tensors: mapped(k, c, s, t, n) for k in kinds}
             row(what, "/s", bar, cells, 4, options)
