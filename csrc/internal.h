@@ -36,6 +36,8 @@ typedef struct shmt_mapped {
     uint64_t trims; /* the slot's, when that was found out */
 } shmt_mapped;
 
+#define SHMT_WARM 4 /* slots that a process writes again before others, if they are free: its caches know them */
+
 struct shmt_segment {
     /* What every verb reads: set at attach, constant afterwards. */
     shmt_header *header;
@@ -56,13 +58,14 @@ struct shmt_segment {
     shmt_atomic32 generation; /* fork generation joined in; 0: not joined or closed (edge M1 publishes the rest) */
     shmt_atomic32 member;     /* 1..members */
     shmt_atomic32 roles;
-    shmt_atomic32 cursor;         /* where the next claim begins to look */
-    shmt_atomic32 few_hot_slots;  /* 1: at index 0 instead, so that large payloads stay in few warm slots */
-    shmt_atomic64 read_seen;      /* a read_seq seen earlier: bounds how full the ring can be */
-    shmt_atomic32 reclaiming;     /* one thread at a time; a thread lock of this process, never waited for */
-    uint32_t populated;           /* fork generation in which the reserved pages were mapped */
-    shmt_atomic32 told_lost;      /* producers_lost, as far as this process was told of it */
-    shmt_atomic32 told_consumers; /* consumers_seen, likewise when it was told that they are gone */
+    shmt_atomic32 cursor;          /* where the next claim begins to look */
+    shmt_atomic32 few_hot_slots;   /* 1: at `warm` instead, then at index 0: large payloads stay in few warm slots */
+    shmt_atomic32 warm[SHMT_WARM]; /* index + 1 of the last slots claimed one by one, the latest first; 0: none */
+    shmt_atomic64 read_seen;       /* a read_seq seen earlier: bounds how full the ring can be */
+    shmt_atomic32 reclaiming;      /* one thread at a time; a thread lock of this process, never waited for */
+    uint32_t populated;            /* fork generation in which the reserved pages were mapped */
+    shmt_atomic32 told_lost;       /* producers_lost, as far as this process was told of it */
+    shmt_atomic32 told_consumers;  /* consumers_seen, likewise when it was told that they are gone */
     shmt_atomic32 closed;
     shmt_atomic32 failed; /* what this process produced is not all that it meant to: closing counts as a death */
     int lock_fd; /* the private open file description whose lock on byte `member` says that we live; -1: none */

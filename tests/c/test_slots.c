@@ -213,6 +213,33 @@ static void large_payloads_stay_in_few_slots(void) {
     shmt_segment_drop(seg);
 }
 
+static uint32_t claimed(shmt_segment *seg) {
+    uint64_t word;
+    uint32_t first = UINT32_MAX;
+    CHECK_EQ(shmt_slots_claim(seg, 8, 1, &word, &first), 1);
+    return first;
+}
+
+static void each_process_writes_its_own_warm_slots_again(void) {
+    shmt_segment *seg = make_config((shmt_config){.slot_nbytes = 4 << 20, .slots = 8}), *peer = same(seg);
+    CHECK_EQ(claimed(seg), 0);
+    CHECK_EQ(claimed(peer), 1);
+    CHECK_EQ(claimed(seg), 2);
+    CHECK_EQ(claimed(peer), 3);
+    for (uint32_t i = 0; i < 4; i++) {
+        put_word(seg, i, shmt_word(SHMT_FREE, 0, 9));
+    }
+    CHECK_EQ(claimed(peer), 3); /* the latest first */
+    CHECK_EQ(claimed(peer), 1);
+    CHECK_EQ(claimed(seg), 2);
+    CHECK_EQ(claimed(seg), 0);
+    CHECK_EQ(claimed(seg), 4); /* beyond them the lowest; nothing is held back for a peer */
+    put_word(seg, 1, shmt_word(SHMT_FREE, 0, 9));
+    CHECK_EQ(claimed(seg), 1);
+    shmt_segment_drop(peer);
+    shmt_segment_drop(seg);
+}
+
 static void unread_means_writing_or_ready(void) {
     shmt_segment *seg = make(3, 0, 0);
     for (uint32_t state = 0; state < 12; state++) {
@@ -278,4 +305,5 @@ TESTS(TEST(words_and_cells), TEST(the_life_of_a_slot), TEST(every_bit_of_the_wor
       TEST(the_tries_travel_with_the_item), TEST(only_ready_slots_are_taken),
       TEST(a_word_that_never_rests_ends_the_attempt), TEST(only_free_slots_are_claimed), TEST(the_cursor_goes_round),
       TEST(a_run_is_consecutive_and_never_wraps), TEST(large_payloads_stay_in_few_slots),
-      TEST(unread_means_writing_or_ready), TEST(slot_info_within_bounds), TEST(one_holder_at_a_time))
+      TEST(each_process_writes_its_own_warm_slots_again), TEST(unread_means_writing_or_ready),
+      TEST(slot_info_within_bounds), TEST(one_holder_at_a_time))
