@@ -16,6 +16,7 @@ import numpy as np
 
 from shmtensor._core import Parcel
 from shmtensor.data.retrying import Notes, States
+from shmtensor.data.shelf import SPIN_US
 from shmtensor.errors import ShutDown
 from shmtensor.objects import ObjectSlots
 from shmtensor.queue import Queue
@@ -41,7 +42,7 @@ class Tasks(Queue):
     """What one worker has to do. Its bound is that of the iterator, which has no more outstanding."""
 
     def __init__(self, depth: int, notes: Notes | None) -> None:
-        super().__init__(slots=depth, copy=True)
+        super().__init__(slots=depth, copy=True, spin_us=SPIN_US)
         self.notes = notes
 
     def __setstate__(self, state: Any) -> None:
