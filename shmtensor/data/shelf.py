@@ -10,8 +10,8 @@ from shmtensor.objects import ObjectSlots
 
 __all__ = ["SPIN_US", "Counts", "Shelf"]
 
-#: How long a loader's waits spin. What they wait for takes longer than a wake-up, and is computed by processes that want
-#: the core: with two workers on two cores, 4.8 MB batches went from 1,440 to 1,910 a second.
+#: How long a loader's waits spin. What they wait for takes longer than a wake-up, and is computed by processes that
+#: want the core: with two workers on two cores, 4.8 MB batches went from 1,440 to 1,910 a second.
 SPIN_US = 0
 
 
