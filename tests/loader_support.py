@@ -270,3 +270,13 @@ def dies_once(i: int) -> Any:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return out
+
+
+def waits_for_3(i: int) -> Any:
+    """Sample 0 is not made before sample 3 is. DEATHS as above."""
+    marks = Path(os.environ["DEATHS"])
+    end = time.monotonic() + 60
+    while i == 0 and not (marks / "3").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    (marks / str(i)).touch()
+    return torch.tensor([i, os.getpid(), time.monotonic() < end])

@@ -252,6 +252,28 @@ def test_verdicts() -> None:
     assert dl.stats()["batches"] == 40
 
 
+def test_a_worker_that_cannot_be_started(monkeypatch: Any) -> None:
+    """Those that were are ended, and the error is the only one."""
+    from multiprocessing.process import BaseProcess
+
+    started: list[Any] = []
+    start = BaseProcess.start
+
+    def second_fails(self: Any) -> None:
+        if started:
+            raise OSError("no more processes")
+        start(self)
+        started.append(self)
+
+    monkeypatch.setattr(BaseProcess, "start", second_fails)
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with pytest.raises(OSError, match="no more processes"):
+        iter(loader())
+    gc.collect()
+    assert len(started) == 1 and not started[0].is_alive() and not unraisable
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -403,6 +425,26 @@ def test_random_kills_with_retries() -> None:
             kills += 1
     assert i == 199 and kills > 15
     del it
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_a_worker_that_dies_between_epochs(schedule: Any) -> None:
+    """It has not heard that there is a new one."""
+    options = {"num_workers": 2, "persistent_workers": True, "retries": 2, "schedule": schedule}
+    of = st.DataLoader(ls.Numbers(40, ls.random_kinds), 4, **options)
+    epochs = []
+    for kill in (0, 1, 1, 2):
+        torch.manual_seed(8)
+        if kill:
+            for worker in of._iterator._workers[:kill]:
+                worker.kill()
+                worker.join()
+        epochs.append([ls.own(x) for x in of])
+    torch.manual_seed(8)
+    undisturbed = st.DataLoader(ls.Numbers(40, ls.random_kinds), 4, **{**options, "retries": 0})
+    for epoch in epochs:
+        torch.manual_seed(8)
+        assert same(epoch, [ls.own(x) for x in undisturbed])
 
 
 def test_retries_come_to_an_end() -> None:

@@ -2,14 +2,16 @@
 
 A batch, from the dataset to the training loop:
 
+    tasks.py      the worker takes what is to be done from its queue, or from that of all
     worker.py     torch's own worker loop, between queues of ours
     landing.py    collate and empty() make the batch's tensors in the slot itself
-    transport.py  the slot is published; the main process acquires it
+    results.py    the slot is published; the main process acquires it
     iterator.py   torch's own iterator puts the batches in order; each is opened when it is its turn
     loader.py     the arguments
-    shelf.py      the segments that one epoch leaves to the next
 
-retrying.py has what it takes to compute a dead worker's batches again.
+context.py gives torch's iterator those queues, and the processes; inprocess.py is for num_workers=0. shelf.py has the
+segments that one epoch leaves to the next, retrying.py what it takes to compute a dead worker's batches again, position.py
+what it takes to go on in the middle of an epoch, and seeds.py the random states that both need.
 """
 
 from shmtensor.data.landing import empty

@@ -6,6 +6,7 @@ the random state are torch's as well.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import time
@@ -17,9 +18,11 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoaderIter
 
 from shmtensor._core import Parcel
-from shmtensor.data import worker
-from shmtensor.data.retrying import States
-from shmtensor.data.transport import Context, Results
+from shmtensor.data import seeds, worker
+from shmtensor.data.context import Context
+from shmtensor.data.position import Position
+from shmtensor.data.results import EPOCHS, Results
+from shmtensor.data.retrying import Doing, States
 
 if TYPE_CHECKING:
     from shmtensor.data.loader import DataLoader
@@ -57,22 +60,38 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._shelf = loader._shelf
         self._retries = loader.retries
         self._replay = loader.replay
+        self._is_dynamic = loader.schedule == "dynamic"
+        self._position: Position | None = None
+        self._resume = loader._taken_resume()
+        self._pass_over = 0  # batches that were yielded before, and are not made again
+        self._throw_away = 0  # likewise, but they have to be made
         outstanding = (loader.prefetch_factor or 2) * loader.num_workers
+        leaves_states = not self._is_dynamic and bool(loader.retries or loader.stateful)
         self._results = Results(
             # What is outstanding; what the user keeps; and one for each worker whose dataset keeps what it sends.
             self._shelf.take(outstanding + loader.keep + loader.num_workers, loader.max_slot_nbytes),
             loader.keep,
             opens=_pins(loader),
-            states=States(loader.num_workers, outstanding + 2) if loader.retries else None,
+            states=States(loader.num_workers, outstanding + 2) if leaves_states else None,
+            doing=Doing(loader.num_workers) if self._is_dynamic and loader.retries else None,
         )
         self._context = Context(
             loader.multiprocessing_context or torch.multiprocessing,
             self._results,
             2 * (loader.prefetch_factor or 2) + 4,
             worker.run,
+            self._begins(loader.num_workers),
+            base_seed=None if self._resume is None else self._resume.base_seed,
+            shares=self._is_dynamic,
+            retries=bool(loader.retries),
             replays=loader.replay,
         )
-        super().__init__(_Loader(loader, self._context))
+        with seeds.kept() if self._resume else contextlib.nullcontext():
+            try:
+                super().__init__(_Loader(loader, self._context))
+            except BaseException:
+                self._give_up()
+                raise
         if loader.retries:  # or torch's handler of SIGCHLD raises, wherever the main thread is
             _utils.signal_handling._remove_worker_pids(id(self))
             self._worker_pids_set = False
@@ -81,14 +100,71 @@ class Iterator(_MultiProcessingDataLoaderIter):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         self._began = None
+        if self._is_dynamic:
+            self._begin_dynamic(loader, first_iter)
+        self._position = loader._new_position()
+        if self._position is not None:
+            self._begin_position(self._position, loader)
         super()._reset(loader, first_iter)
+        if self._position is not None and self._results.states is not None and not first_iter:
+            states = self._results.states
+            self._position.workers = [states.left(i, None) for i in range(self._num_workers)]
+
+    def _begin_dynamic(self, loader: Any, first_iter: bool) -> None:
+        """Each epoch has its own seed, whether its workers are new or not."""
+        assert self._context.shared is not None
+        if not first_iter:  # what a new iterator would have done
+            iter(self._index_sampler)
+            self._base_seed = int(torch.empty((), dtype=torch.int64).random_(generator=loader.generator).item())
+            self._results.epoch = (self._results.epoch + 1) % EPOCHS
+        if self._resume is not None:
+            self._base_seed = self._resume.base_seed
+        self._context.shared.base_seed = self._base_seed
+
+    def _begins(self, num_workers: int) -> list[bytes | None]:
+        """The random state that each worker begins with; None: that of its seeds."""
+        if self._resume is None or self._is_dynamic:
+            return [None] * num_workers
+        return list(self._resume.workers)
+
+    def _begin_position(self, position: Position, loader: Any) -> None:
+        workers = self._begins(self._num_workers)
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume.restart(loader)
+            if self._dataset_kind == _DatasetKind.Iterable:
+                self._throw_away = resume.yielded
+            else:
+                self._pass_over = resume.yielded
+        position.began(loader, self._base_seed if resume is None else resume.base_seed, workers)
+        position.yielded = 0 if resume is None else resume.yielded
+
+    def _try_put_index(self) -> None:
+        if self._pass_over:  # the first time: the next batch has the number, and the worker, that it always had
+            n, self._pass_over = self._pass_over, 0
+            for _ in range(n):
+                self._next_index()
+            for _ in range(n % self._num_workers):
+                next(self._worker_queue_idx_cycle)
+            self._send_idx = self._rcvd_idx = n
+        super()._try_put_index()
 
     def __next__(self) -> Any:
+        while self._throw_away:
+            self._throw_away -= 1
+            super().__next__()
         began = time.perf_counter()
         if self._began is None:
             self._began = began
         waited_before = self._results.waited_s
-        batch = super().__next__()
+        try:
+            batch = super().__next__()
+        except StopIteration:
+            if self._position is not None:
+                self._position.is_over = True
+            raise
+        if self._position is not None:
+            self._note_position(self._position)
         counts = self._counts
         now = time.perf_counter()
         waited_s = self._results.waited_s - waited_before
@@ -99,6 +175,14 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._began = now
         return batch
 
+    def _note_position(self, position: Position) -> None:
+        position.yielded += 1
+        states = self._results.states
+        if states is not None and self._dataset_kind == _DatasetKind.Map:
+            number = self._rcvd_idx - 1
+            i = number % self._num_workers
+            position.workers[i] = states.left(i, number)
+
     def _process_data(self, data: Any, *worker: Any) -> Any:
         if type(data) is Parcel:
             data = self._opened(data)
@@ -106,7 +190,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
 
     def _opened(self, parcel: Parcel) -> Any:
         parked = sum(len(info) == 2 and type(info[1]) is Parcel for info in self._task_info.values())
-        copy = self._results.slots.reading - parked > self._results.keep
+        copy = self._results.slots.reading - parked - self._results.parked > self._results.keep
         if copy:
             self._counts.has_copied(self._results.keep)
         try:
@@ -138,15 +222,16 @@ class Iterator(_MultiProcessingDataLoaderIter):
 
     def _replace(self, i: int, pid: int) -> None:
         retries, replay = self._retries, self._replay
+        why = ""
         if self._dataset_kind == _DatasetKind.Iterable and not replay:
             why = "an iterable dataset has to start over: see replay="
         else:
-            state, tasks, tries = self._results.notes[i].again()
-            why = f"a batch was tried {tries} times: see retries=" if tries > retries else ""
+            process, queue_of_tasks, tasks, tries = self._context.replacement(i)
+            if tries > retries:
+                why = f"a batch was tried {tries} times: see retries="
         if why:
             self._mark_worker_as_unavailable(i)
             raise RuntimeError(f"DataLoader worker (pid(s) {pid}) exited unexpectedly; {why}")
-        process, queue_of_tasks = self._context.replacement(i, state)
         process.start()
         self._workers[i] = process
         self._index_queues[i] = queue_of_tasks
@@ -154,6 +239,13 @@ class Iterator(_MultiProcessingDataLoaderIter):
             queue_of_tasks.resend(task)
 
     # ---- the end
+
+    def _give_up(self) -> None:
+        """Ends the workers that were started before one could not be."""
+        self._shutdown = True
+        for process in getattr(self, "_workers", []):
+            process.terminate()
+            process.join()
 
     def _shutdown_workers(self) -> None:
         if os.getpid() != self._pid:

@@ -15,8 +15,9 @@ from torch._utils import ExceptionWrapper
 
 from shmtensor._core import Landing
 from shmtensor.data import landing
-from shmtensor.data.retrying import restore
-from shmtensor.data.transport import Results, Tasks
+from shmtensor.data.results import Results, tag_from, tag_of
+from shmtensor.data.seeds import restore, seed_for
+from shmtensor.data.tasks import Tasks
 from shmtensor.tasks import orphan_test
 
 __all__ = ["run"]
@@ -27,7 +28,7 @@ _STEP = 1.0  #: seconds until a wait looks whether there is anybody left to wait
 
 def run(loop: Callable[..., None], args: tuple[Any, ...], state: bytes | None = None) -> None:
     """Calls torch's worker loop with the arguments that it was to be called with; ``state``: the random state to begin
-    with, of one that died."""
+    with, if it is not that of its seeds."""
     bound = inspect.signature(loop).bind(*args)
     given = bound.arguments
     patiently = _Patience()
@@ -77,19 +78,32 @@ class _Sender:
         self.landing = Landing(results.slots)
         self._patiently = patiently
         self._states = results.states
+        self._doing = results.doing
         self._worker_id = worker_id
+        self._epoch = 0
+
+    def begin(self, number: int, rows: int, base_seed: int | None = None, epoch: int = 0) -> None:
+        """The next that is put will be this batch."""
+        self._epoch = epoch
+        self.landing.begin(rows)
+        if self._doing is not None:
+            self._doing[self._worker_id] = number
+        if base_seed is not None:
+            seed_for(base_seed, number)
 
     def put(self, result: tuple[Any, Any]) -> None:
         number, data = result
-        if not isinstance(number, int):  # an answer to something else than a task
-            self._write(result, 0)
-            return
+        is_answer = not isinstance(number, int)  # to something else than a task
         if self._states is not None:
-            self._states.leave(self._worker_id, number)
+            self._states.leave(self._worker_id, None if is_answer else number)
+        if is_answer:
+            self._write(result, tag_from(self._worker_id))
+            return
         try:
-            self._write(data, number + 1)
+            self._write(data, tag_of(number, self._epoch))
         except Exception:  # it cannot be sent: that is the result
-            self._write(ExceptionWrapper(where=f"in DataLoader worker process {self._worker_id}"), number + 1)
+            wrapper = ExceptionWrapper(where=f"in DataLoader worker process {self._worker_id}")
+            self._write(wrapper, tag_of(number, self._epoch))
 
     def _write(self, x: Any, tag: int) -> None:
         self._patiently(lambda seconds: self.landing.write(x, tag, seconds))
@@ -116,6 +130,8 @@ class _Receiver:
         """Waits for ever, whatever ``timeout`` is: torch's loop would only look whether its parent is there."""
         self._sender.flush()
         task = self._patiently(lambda seconds: self._tasks.get(timeout=seconds))
-        rows = len(task[1]) if isinstance(task, tuple) and isinstance(task[1], list) else 1
-        self._sender.landing.begin(rows)
-        return task
+        if not isinstance(task, tuple):
+            return task
+        number, index, *how = task
+        self._sender.begin(number, len(index) if isinstance(index, list) else 1, *how)
+        return number, index

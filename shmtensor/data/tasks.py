@@ -1,0 +1,56 @@
+"""What torch's iterator takes for its workers' index queues: what is to be done goes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data._utils.worker import _ResumeIteration
+
+from shmtensor.data.results import Results
+from shmtensor.data.retrying import Notes
+from shmtensor.data.shelf import SPIN_US
+from shmtensor.queue import Queue
+
+__all__ = ["SharedTasks", "Tasks"]
+
+
+class Tasks(Queue):
+    """What one worker has to do. Its bound is that of the iterator, which has no more outstanding."""
+
+    def __init__(self, depth: int, notes: Notes | None) -> None:
+        super().__init__(slots=depth, copy=True, spin_us=SPIN_US)
+        self.notes = notes
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self.notes = None  # are the main process's
+
+    def put(self, obj: object, block: bool = True, timeout: float | None = None) -> None:
+        if self.notes is not None:
+            self.notes.sent(obj)
+        self.resend(obj)
+
+    def resend(self, task: Any) -> None:
+        """Sends one that is known already, as it went to somebody who is dead."""
+        super().put(task)
+
+
+class SharedTasks(Tasks):
+    """What all workers have to do, whoever comes first. Each task says how its random states are to be seeded."""
+
+    def __init__(self, depth: int, notes: Notes | None, results: Results) -> None:
+        super().__init__(depth, notes)
+        self.base_seed = 0
+        self._results = results
+
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        if isinstance(obj, _ResumeIteration):  # no worker has anything to begin anew
+            self._results.put_back((obj, None))
+            if self.notes is not None:
+                self.notes.sent(obj)
+                self.notes.acknowledged()
+        else:
+            super().put(obj, block, timeout)
+
+    def resend(self, task: Any) -> None:
+        super().resend(task if task is None else (*task, self.base_seed, self._results.epoch))
