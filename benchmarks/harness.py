@@ -44,13 +44,15 @@ def make(kind, nbytes, slots, **options):
     return peer
 
 
-def options_of(doc, seconds):
+def options_of(doc, seconds, more=()):
     """What a script of rows is told on its command line."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=seconds)
     parser.add_argument("--rows", default="", help="beginnings of names, separated by commas")
     parser.add_argument("--quick", action="store_true", help="one short repeat: shows that it works, no more")
+    for name in more:
+        parser.add_argument(name, action="store_true")
     options = parser.parse_args()
     if options.quick:
         options.repeats, options.seconds = 1, 0.05
