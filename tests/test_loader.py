@@ -352,19 +352,34 @@ def test_the_end_in_mid_epoch(then: str, persistent: bool) -> None:
     assert wait_until(lambda: not any(map(is_running, pids)), 20)
 
 
-def test_random_keeping_breaking_and_killing() -> None:
+#: How many batches test_random_keeping_breaking_and_killing has to come through, for each schedule.
+BATCHES = int(os.environ.get("SHMTENSOR_LOADER_BATCHES", "1500"))
+
+
+def used() -> tuple[int, int]:
+    """Descriptors, and bytes of memory, shared memory included."""
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return len(os.listdir("/proc/self/fd")), resident
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_random_keeping_breaking_and_killing(schedule: Any) -> None:
+    """Under the dynamic schedule with persistent workers."""
     choose = random.Random(4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dl = loader(n=600, keep=3)
-        descriptors = 0
-        for turn in range(12):
+        dl = loader(n=600, keep=3, schedule=schedule, persistent_workers=schedule == "dynamic")
+        batches = turns = kills = 0
+        before = (0, 0)
+        while batches < BATCHES:
             kept = []
             stop = choose.randrange(400)
             kill = choose.random() < 0.3
             with contextlib.suppress(RuntimeError):
                 it = iter(dl)
                 for i, x in enumerate(it):
+                    batches += 1
                     assert int(x[0, 0, 0]) == 2 * i and bool((x[1] == 2 * i + 1).all())
                     if choose.random() < 0.3:
                         kept.append((i, x))
@@ -373,15 +388,24 @@ def test_random_keeping_breaking_and_killing() -> None:
                     if i == stop:
                         if not kill:
                             break
+                        kills += 1
                         os.kill(choose.choice(it._workers).pid, signal.SIGKILL)
             for i, x in kept:
                 assert int(x[0, 0, 0]) == 2 * i and bool((x[1] == 2 * i + 1).all())
+            if it._shutdown or kill:
+                dl._iterator = None  # of persistent workers, one of which is dead
             it = x = kept = None
             gc.collect()
-            if turn == 3:
-                descriptors = len(segment_fds())
+            turns += 1
+            if turns == 4:
+                before = used()
+        if kills == 0 or turns < 5:
+            pytest.fail(f"only {turns} turns with {kills} kills")
+        dl._iterator = None
+        gc.collect()
+        descriptors, memory = used()
         assert spare(dl)["free"] == sum(spare(dl)[k] for k in ("free", "writing", "ready", "reading"))
-        assert len(segment_fds()) <= descriptors
+        assert descriptors <= before[0] and memory < before[1] + (16 << 20), (before, used())
         assert numbers(dl) == list(range(0, 600, 2))
 
 

@@ -52,6 +52,8 @@ def _pins(loader: DataLoader[Any]) -> bool:
 class Iterator(_MultiProcessingDataLoaderIter):
     """What iter() of a DataLoader with workers gives."""
 
+    _worker_pids_set: bool
+
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._shutdown = True  # until there is something to shut down
         self._pid = os.getpid()
@@ -92,9 +94,8 @@ class Iterator(_MultiProcessingDataLoaderIter):
             except BaseException:
                 self._give_up()
                 raise
-        if loader.retries:  # or torch's handler of SIGCHLD raises, wherever the main thread is
-            _utils.signal_handling._remove_worker_pids(id(self))
-            self._worker_pids_set = False
+        if loader.retries:
+            self._ignore_deaths()
 
     # ---- batches
 
@@ -238,6 +239,12 @@ class Iterator(_MultiProcessingDataLoaderIter):
         for task in tasks:
             queue_of_tasks.resend(task)
 
+    def _ignore_deaths(self) -> None:
+        """torch's handler of SIGCHLD would raise, wherever the main thread is."""
+        if self._worker_pids_set:
+            self._worker_pids_set = False
+            _utils.signal_handling._remove_worker_pids(id(self))
+
     # ---- the end
 
     def _give_up(self) -> None:
@@ -253,6 +260,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         if self._shutdown or _utils is None or _utils.python_exit_status is not False:
             super()._shutdown_workers()
             return
+        self._ignore_deaths()
         self._task_info.clear()
         self._workers_done_event.set()
         self._results.drain()  # or a worker that waits for a slot would not hear of it
