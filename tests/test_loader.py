@@ -231,12 +231,12 @@ def test_in_a_thread() -> None:
 
 
 def test_verdicts() -> None:
-    dl = loader(n=40)
+    dl = loader(n=80)
     assert dl.stats()["verdict"] == "nothing was yielded yet"
     for _ in dl:
-        time.sleep(0.02)
+        time.sleep(0.05)
     stats = dl.stats()
-    assert stats["batches"] == 20 and stats["ready"] > 10 and stats["copied"] == 0
+    assert stats["batches"] == 40 and stats["ready"] > 20 and stats["copied"] == 0
     assert stats["verdict"].startswith("consumer-bound")
     assert 0 <= stats["waited_s"] < stats["elapsed_s"] and stats["elapsed_s"] > 0.3
 
@@ -246,7 +246,7 @@ def test_verdicts() -> None:
 
     dl = loader(n=40, persistent_workers=True)
     with pytest.warns(RuntimeWarning):
-        kept = [x for x in dl if time.sleep(0.02) is None]
+        kept = [x for x in dl if time.sleep(0.05) is None]
     assert dl.stats()["verdict"].startswith("lease-bound") and len(kept) == 20
     numbers(dl)
     assert dl.stats()["batches"] == 40

@@ -18,6 +18,7 @@ import loader_support as ls  # noqa: E402
 from support import leaves_nothing, same  # noqa: E402
 
 import shmtensor as st  # noqa: E402
+from shmtensor.data.loader import has_in_order  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,7 @@ def test_whoever_is_idle_makes_the_next(tmp_path: Any, monkeypatch: Any) -> None
     assert batches[0][2] and batches[1][1] == batches[2][1] == batches[3][1] != batches[0][1]
 
 
+@pytest.mark.skipif(not has_in_order, reason="this torch has no in_order=False")
 def test_as_they_come(tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("DEATHS", str(tmp_path))
     batches = [x.tolist() for x in loader(2, ls.waits_for_3, 8, batch_size=None, shuffle=False, in_order=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +21,8 @@ from shmtensor.segments import check_int
 __all__ = ["DataLoader"]
 
 _T = TypeVar("_T", covariant=True)
+
+has_in_order = "in_order" in inspect.signature(torch.utils.data.DataLoader.__init__).parameters
 
 
 class DataLoader(torch.utils.data.DataLoader[_T]):
@@ -96,7 +99,9 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         self._resume: Position | None = None
         self._iterator: Any = None
         self.in_order = in_order
-        newer = {} if in_order else {"in_order": in_order}  # older versions of torch know only True
+        newer = {} if in_order else {"in_order": in_order}
+        if newer and not has_in_order:
+            raise ValueError(f"in_order=False needs torch 2.6 or later; this is {torch.__version__}")
         super().__init__(
             dataset,
             batch_size,
