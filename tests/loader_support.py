@@ -256,6 +256,13 @@ def init_seeds(worker_id: int) -> None:
     np.random.seed(worker_id + 3)
 
 
+def made_by_empty(samples: list[Any]) -> Any:
+    out = shmtensor.data.empty((len(samples), *samples[0].shape))
+    for row, sample in zip(out, samples, strict=True):
+        row.copy_(sample)
+    return out, lies_in_a_slot(out)
+
+
 def own_map_entry(samples: list[Any]) -> Any:
     from torch.utils.data._utils.collate import collate, collate_tensor_fn
 

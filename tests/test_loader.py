@@ -77,6 +77,13 @@ def test_collate_lands_in_the_slot(make: Any, rows: bool) -> None:
         assert landed and was_there == rows
 
 
+def test_a_whole_batch_made_by_empty_takes_no_more_room_than_it_has() -> None:
+    one = 16 * 4000
+    batches = list(loader(batch_size=16, n=64, collate_fn=ls.made_by_empty, keep=4, max_slot_nbytes=one + 2**16))
+    assert all(landed for _, landed in batches)
+    assert numbers(x for x, _ in batches) == [0, 16, 32, 48]
+
+
 def test_only_the_loaders_own_collate_lands() -> None:
     for _, landed, whole in loader(ls.collated_here, batch_size=None):
         assert not landed and whole

@@ -47,7 +47,8 @@ def empty(shape: int | Sequence[int], dtype: torch.dtype | None = None) -> torch
     decodes or computes there is not copied any more; elsewhere it is an ordinary torch.empty().
 
     Return it from ``__getitem__``, as it is or as part of a sample. Samples of one shape and dtype are stacked without
-    a copy, too. A dataset that keeps the tensor for itself may do so: a copy of it is sent then.
+    a copy, too. Or make the whole batch in it, in a ``collate_fn``. A dataset that keeps the tensor for itself may do
+    so: a copy of it is sent then.
 
     Args:
         shape: as torch.empty() takes it.
@@ -61,7 +62,9 @@ def empty(shape: int | Sequence[int], dtype: torch.dtype | None = None) -> torch
     dtype = torch.get_default_dtype() if dtype is None else dtype
     landing = _here.landing
     if landing is not None:
-        out = _here.patiently(lambda seconds: landing.empty(size, dtype, seconds))
+        # A collate function makes the batch; what a dataset makes is one sample, after which its siblings will come.
+        make = landing.whole if _here.is_collating else landing.empty
+        out = _here.patiently(lambda seconds: make(size, dtype, seconds))
         if out is not None:
             return out
     return torch.empty(size, dtype=dtype)
