@@ -7,6 +7,7 @@ from shmtensor._views cimport Field, Hold, Place
 
 cdef enum:
     BATCH_MAX = 64  # slots in one batch: keeps the words inside the object
+    ALIASED_MAX = 2  # slots that a dataset may keep of what empty() gave it
 
 
 cdef class Segment:
@@ -91,7 +92,8 @@ cdef class Landing:
     cdef Encoder encoder
     cdef uint64_t nbytes      # of the message that was written; 0: none was
     cdef uint64_t tag         # its tag
-    cdef shmt_lease *aliased  # of the slot that was still looked at when its message went out
+    cdef shmt_lease *aliased[ALIASED_MAX]  # of slots that were still looked at when their messages went out
+    cdef int n_aliased
     cdef readonly uint64_t copied  # messages that went out as a copy because of that
 
     cdef void forget_aliased(self) noexcept

@@ -11,7 +11,8 @@ cdef class Landing:
     write() puts a message there that copies only what does not lie in it, publish() sends it.
 
     A tensor that is still alive when it has to go out was kept by somebody, who must not see it change: a copy goes out
-    instead. Until the kept one is dead, empty() gives nothing, so that no more than one slot is kept like this.
+    instead. Two slots may be kept like this: a generator still has a name for what it yielded last until it is asked
+    for more, and that must not keep the next message out of its slot. Beyond that empty() gives nothing.
     """
 
     def __init__(self, Objects slots not None):
@@ -20,20 +21,27 @@ cdef class Landing:
         self.encoder = Encoder()
 
     def __dealloc__(self):
-        self.forget_aliased()
+        cdef int i
         if self.lease != NULL:
             shmt_lease_drop(self.lease)  # aborts the claim
-        if self.aliased != NULL:
-            shmt_lease_drop(self.aliased)
+        for i in range(self.n_aliased):
+            shmt_lease_drop(self.aliased[i])
 
     cdef void forget_aliased(self) noexcept:
-        if self.aliased != NULL and shmt_lease_count(self.aliased) == 1:
-            shmt_lease_drop(self.aliased)
-            self.aliased = NULL
+        """Those that nobody looks at any more."""
+        cdef int i, n = 0
+        for i in range(self.n_aliased):
+            if shmt_lease_count(self.aliased[i]) == 1:
+                shmt_lease_drop(self.aliased[i])
+            else:
+                self.aliased[n] = self.aliased[i]
+                n += 1
+        self.n_aliased = n
 
     cdef void let_go(self) noexcept:
-        """Of the claimed slot; who still looks at it keeps it."""
-        self.aliased = self.lease
+        """Of the claimed slot; who still looks at it keeps it. There is a place: see claim()."""
+        self.aliased[self.n_aliased] = self.lease
+        self.n_aliased += 1
         self.lease = NULL
         self.runs.clear()
 
@@ -129,7 +137,7 @@ cdef class Landing:
         if self.lease != NULL:
             return shmt_slot_is_ours(&self.s)
         self.forget_aliased()
-        if self.aliased != NULL:
+        if self.n_aliased == ALIASED_MAX:
             return False
         shmt_slots_prefer_few(self.slots.open_seg(), True)
         self.slots.wait(CLAIM, 1, &word, &self.s, timeout)

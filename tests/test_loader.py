@@ -97,6 +97,16 @@ def test_a_dataset_may_keep_what_it_made_in_a_slot() -> None:
     assert spare(dl)["writing"] == spare(dl)["ready"] == 0
 
 
+def test_a_generator_that_names_its_samples_still_makes_them_in_slots() -> None:
+    dl = st.DataLoader(ls.Named(24), batch_size=3, num_workers=1)
+    first = 0
+    for x, landed, whole in dl:
+        assert landed.all() and whole.all() and x[:, 0].tolist() == [first, first + 1, first + 2]
+        x.fill_(-1)
+        first += 3
+    assert first == 24 and spare(dl)["writing"] == spare(dl)["ready"] == 0
+
+
 def test_empty_elsewhere() -> None:
     x = shmtensor.data.empty((3, 4), torch.int16)
     assert x.shape == (3, 4) and x.dtype == torch.int16 and not ls.lies_in_a_slot(x)

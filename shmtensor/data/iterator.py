@@ -70,8 +70,8 @@ class Iterator(_MultiProcessingDataLoaderIter):
         outstanding = (loader.prefetch_factor or 2) * loader.num_workers
         leaves_states = not self._is_dynamic and bool(loader.retries or loader.stateful)
         self._results = Results(
-            # What is outstanding; what the user keeps; and one for each worker whose dataset keeps what it sends.
-            self._shelf.take(outstanding + loader.keep + loader.num_workers, loader.max_slot_nbytes),
+            # What is outstanding; what the user keeps; and two for each worker whose dataset keeps what it sends.
+            self._shelf.take(outstanding + loader.keep + 2 * loader.num_workers, loader.max_slot_nbytes),
             loader.keep,
             opens=_pins(loader),
             states=States(loader.num_workers, outstanding + 2) if leaves_states else None,

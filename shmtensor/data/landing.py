@@ -48,7 +48,7 @@ def empty(shape: int | Sequence[int], dtype: torch.dtype | None = None) -> torch
 
     Return it from ``__getitem__``, as it is or as part of a sample. Samples of one shape and dtype are stacked without
     a copy, too. Or make the whole batch in it, in a ``collate_fn``. A dataset that keeps the tensor for itself may do
-    so: a copy of it is sent then.
+    so: a copy of it is sent then. A generator that yields it by a name keeps it, until it is asked for the next one.
 
     Args:
         shape: as torch.empty() takes it.
