@@ -13,7 +13,7 @@ GENMC ?=
 ASAN_TESTS ?= tests
 FUZZ_SECONDS ?= 600
 # Those that build programs of their own, or none at all, reach nothing that counts.
-COVERAGE_TESTS ?= $(filter-out $(addprefix tests/test_,crash.py lint.py docs.py readme.py typing.py demo.py fuzz.py soak.py model.py),\
+COVERAGE_TESTS ?= $(filter-out $(addprefix tests/test_,crash.py lint.py docs.py readme.py typing.py demo.py examples.py fuzz.py soak.py model.py),\
 	$(sort $(wildcard tests/test_*.py)))
 BENCH_ARGS ?=
 SOAK_ARGS ?=
@@ -32,7 +32,7 @@ CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
 CFORMATTED := $(CSOURCES) $(wildcard $(addsuffix /*.[ch],tests/c tests/fuzz tests/soak model/weak))
 
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-c test-py coverage stateful asan tsan fuzz soak soak-mutants model weak lint types docs format \
+.PHONY: help env build demo examples test test-c test-py coverage stateful asan tsan fuzz soak soak-mutants model weak lint types docs format \
 	bench wheel sdist clean distclean FORCE
 
 help: ## this list
@@ -104,6 +104,12 @@ build: $(STAMP)-build ## compile the extension modules in place (editable instal
 
 demo: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the demonstration, on real photographs (DEMO_ARGS="--workers 2")
 	@$(BIN)/python -m shmtensor demo $(DEMO_ARGS)
+
+examples: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the examples of DataLoader, one after the other
+	@for name in image_folder text_batches stream train; do \
+		echo "examples/$$name.py:" && $(BIN)/python examples/$$name.py || exit 1; done
+	@echo "examples/torchrun_gloo.py:"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node=2 examples/torchrun_gloo.py
 
 test: ## everything: lint, types, C tests (plain and under sanitizers), Python tests
 	+@$(SUBMAKE) lint
@@ -202,7 +208,7 @@ sdist: $(STAMP)-dev ## a source distribution in dist/
 
 clean: ## remove what was built, keep VENV
 	@rm -rf build dist *.egg-info shmtensor/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find shmtensor tests benchmarks demo -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@find shmtensor tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	@rm -f $(STAMP)-build $(STAMP)-editable
 
 distclean: clean ## remove VENV as well, where it was made here

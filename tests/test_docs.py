@@ -123,7 +123,7 @@ def test_each_promise_names_tests_and_each_test_file_has_a_promise() -> None:
         assert named, f"promise {number} names no test"
         assert [name for name in named if not (ROOT / name).exists()] == [], f"promise {number}"
     named = set(re.findall(r"`(tests/[\w./]+)`", page))
-    about_the_project = {"demo", "docs", "lint", "readme", "shared_tensor", "typing"}
+    about_the_project = {"demo", "docs", "examples", "lint", "readme", "shared_tensor", "typing"}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")} - about_the_project
     assert {name for name in tests if f"tests/test_{name}.py" not in named} == set()
 
@@ -137,7 +137,7 @@ def test_files_and_links_exist(page: Path) -> None:
     for anchor in re.findall(r"\]\(#([^)]+)\)", text):
         titles = [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.M)]
         assert anchor in titles, anchor
-    for name in re.findall(r"`((?:csrc|shmtensor|tests|docs|benchmarks|model)/[\w./-]*)`", text):
+    for name in re.findall(r"`((?:csrc|shmtensor|tests|docs|examples|benchmarks|model)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name
 
 
