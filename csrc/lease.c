@@ -39,6 +39,16 @@ uint32_t shmt_lease_count(const shmt_lease *lease) {
     return shmt_load_relaxed(&lease->refs); /* the caller holds one; others may come and go */
 }
 
+void shmt_lease_range(const shmt_lease *lease, shmt_range *out) {
+    const shmt_segment *seg = lease->seg;
+    *out = (shmt_range){
+        .data = shmt_payload(seg, lease->index),
+        .nbytes = shmt_touchable(seg, lease->index),
+        .trims = seg->mapped[lease->index].trims, /* as shmt_touchable() has just seen it */
+        .index = lease->index,
+    };
+}
+
 /* Runs whenever a view dies: in any thread, with or without the interpreter's lock, in the garbage collector. */
 void shmt_lease_drop(shmt_lease *lease) {
     /* L1 acquire / acq_rel: pairs with the other holders' decrements. Carries: their last use of the payload, before the

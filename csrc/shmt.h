@@ -204,6 +204,16 @@ int shmt_lease_take(shmt_segment *seg, const shmt_slot *first, const uint64_t *w
 void shmt_lease_hold(shmt_lease *lease);
 void shmt_lease_drop(shmt_lease *lease);
 uint32_t shmt_lease_count(const shmt_lease *lease);
+
+typedef struct shmt_range {
+    uint8_t *data;   /* where the lease's first slot begins */
+    uint64_t nbytes; /* of it, from there: what this process has mapped so far; of a growing slot whole pages */
+    uint64_t trims;  /* another number than before: the pages were given back meanwhile, and are others now */
+    uint32_t index;  /* of the slot */
+} shmt_range;
+
+/* For whoever tells a device of the memory. Of a lease that the caller holds. */
+void shmt_lease_range(const shmt_lease *lease, shmt_range *out);
 /* A lease may also be taken of a claimed slot: its end then aborts the claim. This publishes it and ends the lease, if the
  * caller is the only holder; -EBUSY: others are, and nothing was done. After any other error it has ended as well. */
 int shmt_lease_publish(shmt_lease *lease, uint64_t nbytes, uint64_t tag);

@@ -214,6 +214,8 @@ class Kept:
 
 @final
 class Parcel:
+    @property
+    def range(self) -> tuple[int, int, int, int]: ...
     def open(self, copy: bool = False) -> Any: ...
 
 @final

@@ -138,6 +138,14 @@ cdef extern from "shmt.h" nogil:
     void shmt_lease_hold(shmt_lease *lease)
     void shmt_lease_drop(shmt_lease *lease)
     uint32_t shmt_lease_count(const shmt_lease *lease)
+
+    ctypedef struct shmt_range:
+        uint8_t *data
+        uint64_t nbytes
+        uint64_t trims
+        uint32_t index
+
+    void shmt_lease_range(const shmt_lease *lease, shmt_range *out)
     int shmt_lease_publish(shmt_lease *lease, uint64_t nbytes, uint64_t tag)
 
     void shmt_shutdown(shmt_segment *seg)

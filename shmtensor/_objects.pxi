@@ -212,6 +212,15 @@ cdef class Parcel:
         finally:
             shmt_lease_drop(lease)
 
+    @property
+    def range(self):
+        """(slot, address, bytes of it that this process has mapped, how often it was trimmed); before it is opened."""
+        cdef shmt_range r
+        if self.lease == NULL:
+            raise ValueError("this parcel was opened before")
+        shmt_lease_range(self.lease, &r)
+        return r.index, <uint64_t>r.data, r.nbytes, r.trims
+
 
 @cython.final
 @cython.no_gc

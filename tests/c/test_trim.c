@@ -300,8 +300,59 @@ static void trims_in_the_middle_of_everything(void) {
     shmt_segment_drop(seg);
 }
 
-TESTS(TEST(what_free_slots_have_grown_goes_back), TEST(what_others_have_or_will_read_is_not_touched),
-      TEST(slots_that_do_not_grow_have_nothing_to_give), TEST(whoever_knew_the_memory_looks_again),
-      TEST(nobody_touches_a_hole_on_a_full_file_system), TEST(knowledge_that_a_fork_carried_along_is_void_too),
-      TEST(a_trimmer_that_dies_leaves_a_slot_to_reclaim), TEST(a_wrong_figure_is_no_more_than_that),
-      TEST(trims_in_the_middle_of_everything))
+static shmt_range range_of_next(shmt_segment *seg, shmt_lease **lease) {
+    shmt_slot slot;
+    shmt_range range;
+    CHECK_EQ(shmt_slot_try_acquire(seg, &slot), 0);
+    CHECK_EQ(shmt_lease_take(seg, &slot, &slot.word, 1, lease), 0);
+    shmt_lease_range(*lease, &range);
+    CHECK(range.data == slot.data);
+    CHECK_EQ(range.index, slot.index);
+    CHECK(range.nbytes >= slot.nbytes);
+    return range;
+}
+
+/* What whoever tells a device of the memory goes by: how far it has grown here, and that its pages are others than before. */
+static void a_range_tells_of_growth_and_of_trims(void) {
+    shmt_segment *seg = growing(1, NULL), *peer = peer_of(seg);
+    static const uint64_t sizes[] = {90, 5000, 200, 100000, 5000};
+    static const uint64_t ranges[] = {SHMT_PAGE, 2 * SHMT_PAGE, 2 * SHMT_PAGE, 25 * SHMT_PAGE, 25 * SHMT_PAGE};
+    shmt_lease *lease;
+    uint64_t trims = 0;
+    for (uint64_t round = 0; round < 2; round++) {
+        for (int i = 0; i < 5; i++) {
+            put_bytes(peer, sizes[i], 1);
+            shmt_range range = range_of_next(seg, &lease);
+            if (sizes[i] > 100) { /* before that it is what every slot has */
+                CHECK_EQ(range.nbytes, ranges[i]);
+            }
+            CHECK_EQ(range.trims, round == 0 ? 0 : trims);
+            uint64_t given = trimmed(peer); /* somebody has the slot */
+            CHECK_EQ(given, 0);
+            shmt_lease_drop(lease);
+        }
+        CHECK(trimmed(peer) > 0);
+        put_bytes(peer, 5000, 2);
+        shmt_range range = range_of_next(seg, &lease);
+        CHECK_EQ(range.nbytes, 2 * SHMT_PAGE);
+        CHECK(range.trims != trims);
+        trims = range.trims;
+        shmt_lease_drop(lease);
+        CHECK(trimmed(peer) > 0); /* as the next round expects it: one more */
+        trims++;
+    }
+    shmt_segment_drop(peer);
+    shmt_segment_drop(seg);
+
+    seg = make(2, 0, 0); /* one that does not grow */
+    put(seg, 7);
+    CHECK_EQ(range_of_next(seg, &lease).nbytes, seg->geo.slot_stride);
+    shmt_lease_drop(lease);
+    shmt_segment_drop(seg);
+}
+
+TESTS(TEST(a_range_tells_of_growth_and_of_trims), TEST(what_free_slots_have_grown_goes_back),
+      TEST(what_others_have_or_will_read_is_not_touched), TEST(slots_that_do_not_grow_have_nothing_to_give),
+      TEST(whoever_knew_the_memory_looks_again), TEST(nobody_touches_a_hole_on_a_full_file_system),
+      TEST(knowledge_that_a_fork_carried_along_is_void_too), TEST(a_trimmer_that_dies_leaves_a_slot_to_reclaim),
+      TEST(a_wrong_figure_is_no_more_than_that), TEST(trims_in_the_middle_of_everything))
