@@ -24,6 +24,8 @@ _BYTES = Spec.parse(((None,), "uint8"))
 class ObjectSlots(Objects):
     """Objects in slots that grow, anonymous; errors are those of the queue module."""
 
+    before_trim: Callable[[ObjectSlots], object] | None = None  #: of whoever has told others where the memory lies
+
     @classmethod
     def create(
         cls,
@@ -76,6 +78,11 @@ class ObjectSlots(Objects):
 
     def __len__(self) -> int:
         return self._count()[0]
+
+    def trim(self) -> int:
+        if self.before_trim is not None:
+            self.before_trim(self)
+        return super().trim()
 
     def drain(self, thrown_away: Callable[[], object] = bool) -> None:
         """Throws away what there is, and calls ``thrown_away`` for each object."""

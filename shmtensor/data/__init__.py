@@ -12,9 +12,14 @@ A batch, from the dataset to the training loop:
 context.py gives torch's iterator those queues, and the processes; inprocess.py is for num_workers=0. shelf.py has the
 segments that one epoch leaves to the next, retrying.py what it takes to compute a dead worker's batches again,
 position.py what it takes to go on in the middle of an epoch, and seeds.py the random states that both need.
+
+For a GPU there is placement.py: what becomes of a batch once it is opened. pinning.py knows which slots are page-locked,
+device.py copies batches to the device, flight.py keeps those that are being copied, structure.py goes through one, and
+cuda.py is all that is asked of CUDA itself.
 """
 
+from shmtensor.data.flight import record_stream
 from shmtensor.data.landing import empty
 from shmtensor.data.loader import DataLoader
 
-__all__ = ["DataLoader", "empty"]
+__all__ = ["DataLoader", "empty", "record_stream"]

@@ -20,6 +20,7 @@ from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoader
 from shmtensor._core import Parcel
 from shmtensor.data import seeds, worker
 from shmtensor.data.context import Context
+from shmtensor.data.flight import in_flight
 from shmtensor.data.position import Position
 from shmtensor.data.results import EPOCHS, Results
 from shmtensor.data.retrying import Doing, States
@@ -38,6 +39,7 @@ class _Loader:
     def __init__(self, loader: DataLoader[Any], context: Context) -> None:
         self._loader = loader
         self.multiprocessing_context = context
+        self.pin_memory = loader.pin_memory and not loader._placement.pins
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -46,7 +48,7 @@ class _Loader:
 def _pins(loader: DataLoader[Any]) -> bool:
     """Whether torch's thread that pins memory will be the one that receives."""
     accelerator = getattr(torch, "accelerator", torch.cuda)  # since torch 2.6
-    return bool(loader.pin_memory and accelerator.is_available())
+    return bool(loader.pin_memory and accelerator.is_available() and not loader._placement.pins)
 
 
 class Iterator(_MultiProcessingDataLoaderIter):
@@ -60,6 +62,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._began: float | None = None  # when the last batch was yielded
         self._counts = loader._counts
         self._shelf = loader._shelf
+        self._placement = loader._placement
         self._retries = loader.retries
         self._replay = loader.replay
         self._is_dynamic = loader.schedule == "dynamic"
@@ -157,6 +160,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         began = time.perf_counter()
         if self._began is None:
             self._began = began
+        in_flight.poll()
         waited_before = self._results.waited_s
         try:
             batch = super().__next__()
@@ -187,13 +191,16 @@ class Iterator(_MultiProcessingDataLoaderIter):
     def _process_data(self, data: Any, *worker: Any) -> Any:
         if type(data) is Parcel:
             data = self._opened(data)
-        return super()._process_data(data, *worker)
+        return self._placement.placed(super()._process_data(data, *worker))
 
     def _opened(self, parcel: Parcel) -> Any:
         parked = sum(len(info) == 2 and type(info[1]) is Parcel for info in self._task_info.values())
-        copy = self._results.slots.reading - parked - self._results.parked > self._results.keep
+        slots, most = self._results.slots, parked + self._results.parked + self._results.keep
+        copy = not self._placement.has_room(lambda: slots.reading <= most)
         if copy:
             self._counts.has_copied(self._results.keep)
+        else:
+            self._placement.cover(slots, parcel)
         try:
             return parcel.open(copy)
         except Exception:
@@ -266,5 +273,6 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._results.drain()  # or a worker that waits for a slot would not hear of it
         super()._shutdown_workers()
         self._results.drain()
+        in_flight.poll()
         if not any(w.is_alive() for w in self._workers):
             self._shelf.leave(self._results.slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
@@ -11,8 +12,11 @@ import torch
 import torch.utils.data
 from torch.utils.data import Dataset, IterableDataset, MapDataPipe, Sampler
 
+from shmtensor.data import cuda
+from shmtensor.data.device import Moved
 from shmtensor.data.inprocess import InProcess
 from shmtensor.data.iterator import Iterator
+from shmtensor.data.placement import IN_PLACE, Placement
 from shmtensor.data.position import Position, generators_of
 from shmtensor.data.progress import Progress
 from shmtensor.data.shelf import Counts, Shelf
@@ -33,6 +37,11 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
     is torch's own.
 
     Args:
+        pin_memory: True: as torch's, copies in pinned memory, made in a thread. "in_place": the slots themselves are
+            page-locked, and nothing is copied; who then copies to a GPU without waiting says so by
+            ``shmtensor.data.record_stream()``, or leaves it to ``device``. Without CUDA it is the same as True.
+        device: a CUDA device. Batches come on it, copied by a stream of the loader's own; the current stream waits for
+            the copy, the process does not, and the slot is free again once it is done.
         keep: how many batches, the one that is being yielded included, may be views at a time; if more than that are
             kept alive, further ones are yielded as copies in memory of their own. 0: always copies.
         retries: how often a batch is computed again if its worker dies: by another process with the same worker id and
@@ -51,6 +60,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
 
     Raises:
         TypeError, ValueError: an argument is wrong; torch's are checked by torch.
+        RuntimeError: ``device`` without CUDA.
         ShmNoSpaceError: on iterating, memory is short.
     """
 
@@ -63,7 +73,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        pin_memory: bool = False,
+        pin_memory: bool | str = False,
         drop_last: bool = False,
         timeout: float = 0,
         worker_init_fn: Callable[[int], None] | None = None,
@@ -81,11 +91,14 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         stateful: bool = False,
         progress: bool = False,
         max_slot_nbytes: int | None = None,
+        device: torch.device | str | int | None = None,
     ) -> None:
         check_int("keep", keep, 0, 2**15)
         check_int("retries", retries, 0, 2**31)
-        if retries and pin_memory and torch.cuda.is_available():
-            raise ValueError("retries= does not go together with pin_memory=True")
+        if retries and pin_memory and pin_memory != IN_PLACE and cuda.runtime.is_available():
+            raise ValueError('retries= does not go together with pin_memory=True; with pin_memory="in_place" it does')
+        self._placement = Placement(pin_memory, device)
+        self.device = device
         self.keep = keep
         self.retries = retries
         self.replay = replay
@@ -141,13 +154,14 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
 
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:
-            return InProcess(self) if self._is_stateful else super()._get_iterator()
+            batches = InProcess(self) if self._is_stateful else super()._get_iterator()
+            return batches if self.device is None else Moved(batches, self._placement.moved)
         self.check_worker_number_rationality()
         return Iterator(self)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_shelf": Shelf(), "_counts": Counts(), "_position": Position(), "_resume": None}
-        return {**self.__dict__, **own}
+        return {**self.__dict__, **own, "_placement": copy.copy(self._placement)}  # which is a fresh one
 
     # ---- checkpoints
 
