@@ -95,6 +95,17 @@ def test_each_slot_is_registered_once(fake: Fake) -> None:
     assert fake.count("unregister") == 0 and fake.pinned_batches == 300
 
 
+def test_with_the_dynamic_schedule_and_a_state(fake: Fake) -> None:
+    options: Any = {"schedule": "dynamic", "device": "cuda", "n": 40}
+    dl, other = in_place(**options), in_place(**options)
+    for x in (it := iter(dl)):
+        fake.run()
+        if int(x[0, 0, 0]) == 18:
+            break
+    other.load_state_dict(dl.state_dict())
+    assert numbers(map(finished(fake), it)) == numbers(map(finished(fake), other)) == list(range(20, 40, 2))
+
+
 def test_the_range_is_what_has_grown(fake: Fake) -> None:
     dl = in_place(n=2)
     (x,) = dl
@@ -429,9 +440,12 @@ def test_a_batch_waits_for_copies_and_not_for_ever(fake: Fake, monkeypatch: pyte
     assert numbers(out) == [0, 2, 4, 6, 8, 10]
 
 
-def test_without_workers(fake: Fake) -> None:
+@pytest.mark.parametrize("options", [{}, {"stateful": True}, {"schedule": "dynamic"}, {"progress": True}])
+def test_without_workers(fake: Fake, options: Any) -> None:
     fake.stalls = True
-    out = list(loader(num_workers=0, device="cuda"))
+    batches = iter(dl := loader(num_workers=0, device="cuda", **options))
+    assert options.get("progress") or len(batches) == len(dl) == 12
+    out = list(batches)
     assert all((x == 77).all() for x in out) and len(in_flight) == 12
     fake.run()
     assert numbers(out) == EVEN

@@ -13,9 +13,9 @@ context.py gives torch's iterator those queues, and the processes; inprocess.py 
 segments that one epoch leaves to the next, retrying.py what it takes to compute a dead worker's batches again,
 position.py what it takes to go on in the middle of an epoch, and seeds.py the random states that both need.
 
-For a GPU there is placement.py: what becomes of a batch once it is opened. pinning.py knows which slots are page-locked,
-device.py copies batches to the device, flight.py keeps those that are being copied, structure.py goes through one, and
-cuda.py is all that is asked of CUDA itself.
+For a GPU there is placement.py: what becomes of a batch once it is opened. pinning.py knows which slots are
+page-locked, device.py copies batches to the device, flight.py keeps those that are being copied, structure.py goes
+through one, and cuda.py is all that is asked of CUDA itself.
 """
 
 from shmtensor.data.flight import record_stream
