@@ -78,11 +78,11 @@ MAP = {
 }
 
 
-@pytest.mark.parametrize("at", [(0, 0), (0, 6), (1, 3), (1, 10)])
+@pytest.mark.parametrize("at", [(0, 0), (1, 6)])
 @pytest.mark.parametrize("options", MAP.values(), ids=MAP)
 def test_goes_on(options: dict[str, Any], at: tuple[int, int]) -> None:
     epoch, last = at
-    expected, state = record(loader(**options), 3, at)
+    expected, state = record(loader(**options), 2, at)
     torch.manual_seed(99)
     before = torch.get_rng_state()
     of = loader(**options)
