@@ -340,6 +340,13 @@ static int try_acquire(shmt_segment *seg, void *arg, shmt_effort effort) {
     return got;
 }
 
+/* Would an acquire return at once, with an item or an error? `anybody`: one that also waits for who is not there yet. */
+bool shmt_slot_would_come(shmt_segment *seg, bool anybody) {
+    int rc = shmt_order_peek(seg);
+    rc = rc == -EAGAIN ? why_empty(seg) : rc;
+    return rc != -EAGAIN && !(rc == -EOWNERDEAD && anybody);
+}
+
 /* What the producer wrote beside the item: copied here and bounded, for a corrupt size must not reach a view. */
 static int describe(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot *out) {
     const shmt_slot_header *header = &seg->slots[index];

@@ -1,6 +1,6 @@
 /* internal.h - the handle, and what each room offers the rooms after it. The order of the sections is the order of the
- * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, debug, deaths, reclaim, lifecycle. A file uses only
- * what stands above its own section. */
+ * rooms: memory, geometry, names, registry, segment, members, slots, order, wait, debug, deaths, reclaim, lifecycle, handoff. A file uses
+ * only what stands above its own section. */
 #ifndef SHMT_INTERNAL_H
 #define SHMT_INTERNAL_H
 
@@ -177,12 +177,14 @@ int shmt_slots_claim(shmt_segment *seg, uint32_t probes, uint32_t n, uint64_t *w
 bool shmt_slots_claim_at(shmt_segment *seg, uint32_t index, uint64_t *word); /* this one, if it is free */
 int shmt_slots_change(shmt_segment *seg, uint32_t index, uint64_t from, uint64_t to);
 int shmt_slots_take(shmt_segment *seg, uint32_t index, uint64_t cell_gen, uint64_t *word);
+bool shmt_slots_is_there(const shmt_segment *seg, uint32_t index, uint64_t cell_gen);
 bool shmt_slots_any_unread(shmt_segment *seg);
 bool shmt_slots_all_ready(shmt_segment *seg);
 
 /* ---- order.c: which published slot is next ------------------------------------------------------------------------------------ */
 int shmt_order_push(shmt_segment *seg, uint32_t index, uint64_t gen);
 int shmt_order_take(shmt_segment *seg, uint32_t n, uint64_t *words, uint32_t *first);
+int shmt_order_peek(shmt_segment *seg);
 void shmt_order_mark(shmt_segment *seg, const uint64_t *wanted, uint8_t *found);
 uint64_t shmt_order_length(shmt_segment *seg);
 uint64_t shmt_order_pushed(shmt_segment *seg);
@@ -190,6 +192,7 @@ uint64_t shmt_order_pushed(shmt_segment *seg);
 /* ---- wait.c: how to sleep and wake --------------------------------------------------------------------------------------------- */
 void shmt_event_wake(shmt_segment *seg, shmt_event *event, uint32_t n);
 void shmt_event_wake_all(shmt_event *event);
+uint32_t shmt_event_announce(shmt_event *event);
 /* QUICK between two looks of a spin; FULL misses nothing that is there; LAST before sleeping: is it worth to wait at all? */
 typedef enum shmt_effort { SHMT_QUICK, SHMT_FULL, SHMT_LAST } shmt_effort;
 typedef int (*shmt_attempt)(shmt_segment *seg, void *arg, shmt_effort effort);
@@ -221,5 +224,8 @@ static inline int shmt_enter(shmt_segment *seg) {
 /* ---- lifecycle.c: create, attach, close --------------------------------------------------------------------------- */
 /* A second member of this process over the same mapping; how threads play processes under ThreadSanitizer. */
 int shmt_segment_attach_same(shmt_segment *seg, shmt_segment **out);
+
+/* ---- handoff.c: the verbs ------------------------------------------------------------------------------------------- */
+bool shmt_slot_would_come(shmt_segment *seg, bool anybody);
 
 #endif

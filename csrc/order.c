@@ -106,6 +106,29 @@ int shmt_order_take(shmt_segment *seg, uint32_t n, uint64_t *words, uint32_t *fi
     return got > 0 ? (int)got : -EUCLEAN;
 }
 
+/* Is there an item to take? 1, -EAGAIN or -EUCLEAN. The steps are those of a take, but for the taking. */
+int shmt_order_peek(shmt_segment *seg) {
+    shmt_header *header = seg->header;
+    for (uint32_t turn = 0; turn < TURNS_MAX; turn++) {
+        uint64_t at = shmt_load_seq_cst(&header->read_seq);                       /* O3: as in a take */
+        uint64_t cell = shmt_load_seq_cst(&seg->cells[at & (seg->geo.ring - 1)]); /* O1: acquires the push */
+        if (shmt_cell_lap(cell) != lap_of(seg, at)) {
+            if (shmt_load_seq_cst(&header->read_seq) != at) { /* O3: others went on meanwhile */
+                continue;
+            }
+            return shmt_cell_lap(cell) == ((lap_of(seg, at) - 1) & SHMT_LAP_MASK) ? -EAGAIN : -EUCLEAN;
+        }
+        if (shmt_cell_index(cell) >= seg->geo.slots) {
+            return -EUCLEAN;
+        }
+        if (shmt_slots_is_there(seg, shmt_cell_index(cell), shmt_cell_gen(cell))) {
+            return 1;
+        }
+        shmt_cas_seq_cst(&header->read_seq, &at, at + 1); /* O3: past a stale cell */
+    }
+    return -EUCLEAN;
+}
+
 /* For reclaim: found[i] becomes 1 if the ring, from read_seq on, holds slot i with generation wanted[i] (UINT64_MAX: not
  * asked for). One pass, over no more than the ring's cells: the dead push nothing more, and the filled cells are contiguous,
  * so the first unfilled one ends it. */

@@ -218,6 +218,28 @@ void shmt_lease_range(const shmt_lease *lease, shmt_range *out);
  * caller is the only holder; -EBUSY: others are, and nothing was done. After any other error it has ended as well. */
 int shmt_lease_publish(shmt_lease *lease, uint64_t nbytes, uint64_t tag);
 
+/* ---- watches: a descriptor that is readable while an acquire would not wait ---------------------------------------- */
+
+typedef struct shmt_watcher shmt_watcher; /* whom a thread serves, for up to 127 watches; never freed */
+typedef struct shmt_watch shmt_watch;     /* of one handle, in this process alone */
+
+/* `to_run`: NULL, or whom the caller must have a thread serve by shmt_watcher_run(). `anybody`: that no producer is left
+ * alive is no reason to be readable. Readable means, as of any descriptor: a moment ago. */
+int shmt_watch_begin(shmt_segment *seg, bool anybody, shmt_watch **out, shmt_watcher **to_run);
+/* Sleeps and signals; returns when nothing is watched any more. */
+void shmt_watcher_run(shmt_watcher *watcher);
+/* Instead of running it: no thread could be started. */
+void shmt_watcher_unrun(shmt_watcher *watcher);
+int shmt_watch_fd(const shmt_watch *watch);
+/* False in a forked child for its parent's, which it can only end. */
+bool shmt_watch_is_ours(const shmt_watch *watch);
+/* To be called after each acquire, whatever came of it: the descriptor is not readable any more if nothing is left. */
+void shmt_watch_settle(shmt_watch *watch);
+/* After the handle was closed: readable from now on. The segment is let go of. */
+void shmt_watch_close(shmt_watch *watch);
+/* Closes the descriptor. */
+void shmt_watch_end(shmt_watch *watch);
+
 /* ---- stream and figures -------------------------------------------------------------------------------------------------- */
 
 /* Ends the stream for everybody: claims fail with -ESHUTDOWN, acquires drain what was published, then do so too. */

@@ -129,6 +129,12 @@ int shmt_slots_take(shmt_segment *seg, uint32_t index, uint64_t cell_gen, uint64
     return 0;
 }
 
+/* Does the slot still hold the item that the cell spoke of? */
+bool shmt_slots_is_there(const shmt_segment *seg, uint32_t index, uint64_t cell_gen) {
+    uint64_t found = shmt_load_acquire(&seg->slots[index].word); /* A1 acquire: a look, and nothing is taken */
+    return shmt_word_is_ready(found) && (shmt_word_gen(found) & SHMT_CELL_GEN_MASK) == cell_gen;
+}
+
 /* Is anything still being written or waiting to be read? */
 bool shmt_slots_any_unread(shmt_segment *seg) {
     for (uint32_t i = 0; i < seg->geo.slots; i++) {

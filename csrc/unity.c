@@ -19,4 +19,5 @@
 #include "trim.c"
 #include "lease.c"
 #include "tasks.c"
+#include "watch.c"
 #include "stats.c"

@@ -92,13 +92,18 @@ static int spin(shmt_segment *seg, shmt_attempt attempt, void *arg) {
     return -EAGAIN;
 }
 
+/* "I am about to sleep": then look, and sleep only if the word is still what this returns. */
+uint32_t shmt_event_announce(shmt_event *event) {
+    return shmt_or_seq_cst(&event->word, SHMT_EVENT_W) | SHMT_EVENT_W; /* E1: before the look that follows */
+}
+
 /* Tries until `attempt` says anything but -EAGAIN. A waiter that was woken tries once more before it honours a time-out or
  * a signal, or the wake-up that was meant for the next one would be lost with it. */
 int shmt_event_wait(shmt_segment *seg, shmt_event *event, int64_t deadline_ns, shmt_attempt attempt, void *arg,
                     void (*slice_over)(shmt_segment *seg)) {
     int rc = spin(seg, attempt, arg);
     while (rc == -EAGAIN) {
-        uint32_t seen = shmt_or_seq_cst(&event->word, SHMT_EVENT_W) | SHMT_EVENT_W; /* E1: before the second try */
+        uint32_t seen = shmt_event_announce(event); /* E1: before the second try */
         rc = attempt(seg, arg, SHMT_LAST);
         if (rc != -EAGAIN) {
             return rc;

@@ -18,9 +18,15 @@ cdef class Buffer(Segment):
         shmt_death_begin(self.seg, &self.deaths_read)
         shmt_spin_set(self.open_seg(), spin_us)
 
+    def __dealloc__(self):
+        if self.watched != NULL:
+            shmt_watch_end(self.watched)
+
     cdef int let_go(self) except -1:
         self.spare = None  # they keep the mapping
-        return Segment.let_go(self)
+        Segment.let_go(self)
+        self._watch_closed()
+        return 0
 
     # ---- waiting
 
@@ -38,6 +44,8 @@ cdef class Buffer(Segment):
             rc = shmt_slot_acquire_many(seg, n, 0, words, out)
         if rc > 0:
             self.pins += 1
+            if self.watched != NULL and verb == ACQUIRE:
+                self.settle()
             return rc
         return self.wait_slowly(verb, n, words, out, timeout, rc)
 
@@ -66,6 +74,8 @@ cdef class Buffer(Segment):
         except BaseException:
             self.unpin()
             raise
+        if verb == ACQUIRE:
+            self.settle()
         if rc > 0:
             return rc  # still pinned: somebody may have closed us meanwhile
         self.unpin()
@@ -288,6 +298,7 @@ cdef class Buffer(Segment):
         """The oldest published item, or None at once if there is none. Raises as acquire(), but no TimeoutError."""
         cdef Slot slot = Slot.__new__(Slot)
         cdef int rc = shmt_slot_try_acquire(self.open_seg(), &slot.s)
+        self.settle()
         if rc == -_EAGAIN:
             return None
         self.check_verb(rc, ACQUIRE)
@@ -367,7 +378,42 @@ cdef class Buffer(Segment):
                 out.append(self.item(&s, copy, torch, True))
             except Exception:
                 break  # what there is must not be lost with it; it raises when it is the first of a call
+        self.settle()
         return out
+
+    # ---- to be told that there is something
+
+    def fileno(self):
+        """A descriptor that is readable while there is something to acquire, or the end to be learnt: for select, poll,
+        epoll, asyncio's add_reader() and multiprocessing.connection.wait(). It stays the same, and valid, as long as
+        this object lives; after close() it is readable for ever. Nobody may read from it, write to it or close it.
+
+        Readable means, as of any descriptor, a moment ago: another process may have been quicker. So use try_acquire()
+        or ``timeout=0``. The first call starts a thread, which serves all that this process watches.
+
+        Raises:
+            ClosedError: this handle was closed, and has no descriptor.
+            OSError: no descriptor is to be had.
+            RuntimeError: no thread is to be had.
+        """
+        if self._watch_fd < 0:
+            watch_begin(self)
+        return shmt_watch_fd(self.watched)
+
+    @property
+    def _watch_fd(self):
+        """-1: nobody has asked for a descriptor in this process."""
+        return shmt_watch_fd(self.watched) if self.watched != NULL and shmt_watch_is_ours(self.watched) else -1
+
+    def _watch_closed(self):
+        """The descriptor, if there is one, is readable from now on."""
+        if self.watched != NULL:
+            shmt_watch_close(self.watched)
+
+    cdef void settle(self) noexcept:
+        """After each acquire, whatever came of it: is there nothing left?"""
+        if self.watched != NULL:
+            shmt_watch_settle(self.watched)
 
     # ---- the whole buffer
 

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from shmtensor._codec cimport Encoder
-from shmtensor._cshmt cimport shmt_death_cursor, shmt_lease, shmt_segment, shmt_slot
+from shmtensor._cshmt cimport shmt_death_cursor, shmt_lease, shmt_segment, shmt_slot, shmt_watch, shmt_watcher
 from shmtensor._views cimport Field, Hold, Place
 
 cdef enum:
@@ -41,11 +41,13 @@ cdef class Buffer(Segment):
     cdef readonly object spec
     cdef shmt_death_cursor deaths_read  # how far this process has read the log of deaths
     cdef public object _watch   # deaths.Watch: who wants to hear of deaths; None: nobody
+    cdef shmt_watch *watched    # NULL: nobody has asked for a descriptor
     cdef list spare             # by slot: the arrays of its last writer that nobody else kept; None: closed
 
     cdef int wait(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout) except -1
     cdef int wait_slowly(self, int verb, uint32_t n, uint64_t *words, shmt_slot *out, object timeout,
                          int rc) except -1
+    cdef void settle(self) noexcept
     cdef int check_verb(self, int rc, int verb) except -1
     cdef object spare_take(self, uint32_t index, object handed_out, Field f, const Place *at)
     cdef int start(self, Slot slot) except -1
@@ -57,6 +59,10 @@ cdef class Buffer(Segment):
     cdef object item(self, shmt_slot *s, bint copy, bint torch, bint requeue=*)
     cdef object arrays(self, shmt_slot *s, Hold hold, bint copy, bint torch)
     cdef object item_field(self, Field f, shmt_slot *s, Hold hold, bint copy, bint torch)
+
+
+cdef class Watcher:
+    cdef shmt_watcher *watcher
 
 
 cdef class Objects(Buffer):

@@ -7,6 +7,7 @@
     Batch    up to 64 of them that follow each other
     Objects  a segment with slots and any objects   _objects.pxi (Queue)
     Landing  tensors that are made in their slot    _landing.pxi (DataLoader)
+    Watcher  what a thread does for fileno()        _watch.pxi
 
 One module and not several, because the C core's state - which handles live in this process - must be there once.
 
@@ -24,7 +25,10 @@ from libc.string cimport memcpy, memset
 cimport cython
 cimport numpy as cnp
 
+from _thread import start_new_thread
+
 from shmtensor.errors import ClosedError, LeaseLost, error_from
+from shmtensor.watch import run as run_watcher
 
 from shmtensor._codec cimport APART_FROM, Encoder, decode, is_apart, known_dtype
 from shmtensor._cshmt cimport *
@@ -130,6 +134,7 @@ def sweep(bint dry_run=False):
 
 
 include "_segment.pxi"
+include "_watch.pxi"
 include "_buffer.pxi"
 include "_slot.pxi"
 include "_objects.pxi"

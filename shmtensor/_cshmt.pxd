@@ -148,6 +148,20 @@ cdef extern from "shmt.h" nogil:
     void shmt_lease_range(const shmt_lease *lease, shmt_range *out)
     int shmt_lease_publish(shmt_lease *lease, uint64_t nbytes, uint64_t tag)
 
+    ctypedef struct shmt_watcher:
+        pass
+    ctypedef struct shmt_watch:
+        pass
+
+    int shmt_watch_begin(shmt_segment *seg, bint anybody, shmt_watch **out, shmt_watcher **to_run)
+    void shmt_watcher_run(shmt_watcher *watcher)
+    void shmt_watcher_unrun(shmt_watcher *watcher)
+    int shmt_watch_fd(const shmt_watch *watch)
+    bint shmt_watch_is_ours(const shmt_watch *watch)
+    void shmt_watch_settle(shmt_watch *watch)
+    void shmt_watch_close(shmt_watch *watch)
+    void shmt_watch_end(shmt_watch *watch)
+
     void shmt_shutdown(shmt_segment *seg)
     void shmt_slots_prefer_few(shmt_segment *seg, bint few)
     void shmt_slots_count(const shmt_segment *seg, uint32_t *ready, uint32_t *free_)

@@ -50,6 +50,23 @@ class _Base:
     def __setstate__(self, state: tuple[ObjectSlots, int]) -> None:
         self._open(*state)
 
+    def fileno(self) -> int:
+        """A descriptor that is readable while there is something to get, or the end to be learnt: for select, poll,
+        epoll, asyncio's add_reader() and multiprocessing.connection.wait(). It stays the same, and valid, as long as
+        this object lives; after close() it is readable for ever. Nobody may read from it, write to it or close it.
+
+        Readable means, as of any descriptor, a moment ago: another process may have been quicker. So use get_nowait(),
+        and be prepared for queue.Empty. The first call starts a thread, which serves all that this process watches.
+
+        Raises:
+            ValueError: the queue was closed in this process, and has no descriptor.
+            OSError: no descriptor is to be had.
+            RuntimeError: no thread is to be had.
+        """
+        if self._closed and self._slots._watch_fd < 0:
+            self._check_open()
+        return self._slots.fileno()
+
     def _check_open(self, error: type[Exception] = ValueError) -> None:
         if self._closed:
             raise error(f"{type(self).__name__} {self!r} is closed")
@@ -235,6 +252,7 @@ class Queue(_Base):
             self._was_used = self._slots._was_used
             if self._feeder is not None:
                 self._feeder.end()
+                self._slots._watch_closed()
             else:
                 self._slots.close()
 
