@@ -25,19 +25,23 @@
 #ifndef CRASHES
 #define CRASHES 0
 #endif
-/* Switches: IMPATIENT. EARLY: the end may be announced before everything is taken. And the mutants, each at its place. */
+#ifndef NW
+#define NW 0      /* watchers (csrc/watch.c), who are woken as consumers are and take nothing */
+#endif
+#define SLEEPERS (NC + NW)
+/* Switches: IMPATIENT. TAKER: the last watcher's user takes what there is, and is the one who lives until the end. EARLY: the end may be announced before everything is taken. And the mutants, each at its place. */
 
 byte items, ended; /* ended: producers */
 bool closed;
 byte seq; bool W;  /* the word */
-bool asleep[NC];   /* the kernel's queue of sleepers on the word */
-bool slice[NC];    /* somebody died since this one began to wait: its slice may end */
+bool asleep[SLEEPERS];   /* the kernel's queue of sleepers on the word */
+bool slice[SLEEPERS];    /* somebody died since this one began to wait: its slice may end */
 byte crashes = CRASHES;
 
 #ifdef MUTANT_NO_SLICE /* sleep for ever: what kills would cost */
 #define ALLOW_SLICES skip
 #else
-#define ALLOW_SLICES c = 0; do :: c < NC -> slice[c] = true; c++ :: else -> c = 0; break od
+#define ALLOW_SLICES c = 0; do :: c < SLEEPERS -> slice[c] = true; c++ :: else -> c = 0; break od
 #endif
 #define DIE atomic { crashes > 0 && mortal -> crashes--; goto gone }
 #define STEP(x) if :: atomic { x } :: DIE fi
@@ -47,13 +51,13 @@ inline futex_wake(many) {
     n = 0;
     do
     :: n < many && asleep[0] -> asleep[0] = false; n++
-#if NC > 1
+#if SLEEPERS > 1
     :: n < many && asleep[1] -> asleep[1] = false; n++
 #endif
-#if NC > 2
+#if SLEEPERS > 2
     :: n < many && asleep[2] -> asleep[2] = false; n++
 #endif
-#if NC > 3
+#if SLEEPERS > 3
     :: n < many && asleep[3] -> asleep[3] = false; n++
 #endif
     :: else -> break
@@ -105,7 +109,7 @@ inline wake(many) {
           :: n < MANY -> /* fewer slept than there is work: W may be stale */
              STEP(ok = UNCHANGED; if :: ok -> NEXT; W = false :: else fi);      /* E3 */
 #ifndef MUTANT_NO_WAKE_ALL
-             if :: ok -> STEP(futex_wake(NC)) :: else fi
+             if :: ok -> STEP(futex_wake(SLEEPERS)) :: else fi
 #endif
           :: else
           fi;
@@ -198,6 +202,50 @@ out:
     atomic { s = 0; got = false; over = false; woken = false }
 }
 
+/* Of go_round() in csrc/watch.c the part that concerns one watch. While it is RAISED it is not asleep on the word; its user
+ * takes, or leaves it to others; whoever finds that nothing is left makes it ARMED again. */
+proctype watcher(byte me; bool mortal; bool takes) {
+    byte s, n, c; bool w, ok, got, over;
+    do
+    :: over -> goto out
+    :: else ->
+#ifdef MUTANT_LOOK_FIRST
+       STEP(got = (items > 0); over = closed);
+       STEP(W = true; s = seq; slice[me] = false);
+#else
+       STEP(W = true; s = seq; slice[me] = false);                        /* E1 */
+       STEP(got = (items > 0); over = closed);
+#endif
+       if
+       :: got || over ->
+#ifndef MUTANT_NO_PASS_ON
+          wake(1);
+#endif
+          got = false;
+          do
+          :: takes && !over -> try(); if :: got -> got = false :: else -> break fi
+          :: !takes && (items == 0 || closed) -> break
+          :: takes && over -> break
+          :: DIE
+          od
+       :: else ->
+          if
+          :: atomic { if :: UNCHANGED -> asleep[me] = true :: else fi }   /* futex_waitv() */
+          :: DIE
+          fi;
+          if
+          :: !asleep[me]
+          :: atomic { asleep[me] && slice[me] -> slice[me] = false; asleep[me] = false }
+          :: DIE
+          fi
+       fi
+    od;
+gone:
+    atomic { ALLOW_SLICES; asleep[me] = false };
+out:
+    atomic { s = 0; n = 0; w = false; ok = false; got = false; over = false }
+}
+
 /* shmt_shutdown(), by somebody who does not die. */
 proctype closer() {
     byte n;
@@ -209,17 +257,26 @@ proctype closer() {
     closed = true;
 #ifndef MUTANT_QUIET_END
     seq++;
-    atomic { futex_wake(NC); n = 0 } /* shmt_event_wake_all() */
+    atomic { futex_wake(SLEEPERS); n = 0 } /* shmt_event_wake_all() */
 #endif
 }
+
+#ifdef TAKER /* who takes until the end */
+#define LIVES (SLEEPERS - 1)
+#else
+#define LIVES (NC - 1)
+#endif
 
 init { atomic {
     byte i;
     for (i : 1 .. NP) { run producer(true) }
 #ifdef IMPATIENT
-    for (i : 0 .. NC - 1) { run consumer(i, i < NC - 1, i < NC - 1) }
+    for (i : 0 .. NC - 1) { run consumer(i, i < LIVES, i < LIVES) }
 #else
-    for (i : 0 .. NC - 1) { run consumer(i, i < NC - 1, false) }
+    for (i : 0 .. NC - 1) { run consumer(i, i < LIVES, false) }
+#endif
+#if NW > 0
+    for (i : NC .. SLEEPERS - 1) { run watcher(i, i != LIVES, i == LIVES) }
 #endif
     run closer();
     i = 0

@@ -151,7 +151,7 @@ def test_whoever_takes_the_last_one_sees_to_it(verb: str) -> None:
     with st.TensorBuffer.create(NUMBER, slots=8) as buffer:
         buffer.fileno()
         for _ in range(3):
-            buffer.put(1)
+            buffer.put_many([1, 2] if "many" in verb else [1])
             assert becomes_readable(buffer)
             take_one(buffer, verb)
             assert not is_readable(buffer)
@@ -484,6 +484,30 @@ def test_one_process_waits_in_get_while_another_watches() -> None:
     q.close()
 
 
+def take(connection: Connection, q: st.Queue) -> None:
+    while connection.recv():
+        q.get()
+        connection.send("taken")
+
+
+def test_whoever_comes_too_late_sees_to_it() -> None:
+    """The descriptor is readable in vain; to find that out is to put it right, at once."""
+    q = st.Queue()
+    q.fileno()
+    with Crew("fork") as crew:
+        connection = crew.start(take, q)
+        for _ in range(20):
+            q.put(1)
+            assert becomes_readable(q)
+            connection.send(True)
+            hear(connection)
+            with pytest.raises(queue.Empty):
+                q.get_nowait()
+            assert not is_readable(q)
+        connection.send(False)
+    q.close()
+
+
 def put_for_ever(connection: Connection, q: st.Queue) -> None:
     connection.send("begun")
     x = np.zeros(1000)
@@ -573,26 +597,18 @@ def test_a_closed_one_is_readable_for_ever(kind: str, filled: bool) -> None:
 
 def test_closed_while_something_waits_to_be_sent() -> None:
     """close() returns at once, and get() raises: so the descriptor says so, too."""
-    with Crew("fork") as crew:
-        q = st.Queue(slots=1)
-        q.fileno()
-        q.put(1)
-        q.put(2)
-        q.get()
-        q.put(3)
-        q.put(4)
-        assert becomes_readable(q)
-
-        def rest(connection: Connection) -> None:
-            connection.send("here")
-            for _ in range(3):
-                q.get(timeout=SECONDS)
-
-        hear(crew.start(rest))
-        q.close()
-        assert is_readable(q)
-        q.join_thread()
-        assert is_readable(q)
+    q = st.Queue(slots=2, reserve=0)
+    q.fileno()
+    for _ in range(2):
+        q.put(np.zeros(1000))
+    kept = [q.get(), q.get()]
+    q.put(3)
+    assert (q.stats()["waiting"], is_readable(q)) == (1, False)
+    q.close()
+    assert is_readable(q)
+    kept.clear()
+    q.join_thread()
+    assert is_readable(q)
 
 
 @pytest.mark.parametrize("kind", KINDS)
