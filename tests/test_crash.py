@@ -174,6 +174,42 @@ MUTANTS = [
         program="pairs",
     ),
     Mutant(
+        "memory is taken from slots that somebody has",
+        "            if (shmt_slots_claim_at(seg, i, &slot.word)) {\n                rc = trim(",
+        "            (void)shmt_slots_claim_at(seg, i, &slot.word);\n            {\n                rc = trim(",
+        "trim,trim_dead",
+    ),
+    Mutant(
+        "memory is taken and nobody told to look again",
+        "    shmt_store_relaxed(&header->trims, shmt_load_relaxed(&header->trims) + 1); ",
+        "    ",
+        "trim",
+    ),
+    Mutant(
+        "memory is taken before that is counted",
+        "    shmt_store_relaxed(&header->trims, shmt_load_relaxed(&header->trims) + 1); "
+        "/* ours until R2; and before the hole */\n"
+        "    uint64_t offset = seg->geo.data_offset + index * seg->geo.slot_stride;\n"
+        "    int rc = shmt_memory_punch(seg->fd, offset + keep, seg->geo.slot_stride - keep);\n",
+        "    uint64_t offset = seg->geo.data_offset + index * seg->geo.slot_stride;\n"
+        "    int rc = shmt_memory_punch(seg->fd, offset + keep, seg->geo.slot_stride - keep);\n"
+        "    shmt_store_relaxed(&header->trims, shmt_load_relaxed(&header->trims) + 1);\n",
+        "trim",
+    ),
+    Mutant(
+        "a slot that was trimmed is not given back",
+        "                (void)shmt_slot_abort(seg, &slot); /* it was never",
+        "                /* it was never",
+        "trim",
+    ),
+    Mutant(
+        "a slot that was lately written here is taken without comparing",
+        " != SHMT_FREE || !shmt_cas_seq_cst(&seg->slots[index].word, &word, mine)) {\n",
+        " != SHMT_FREE || (shmt_exchange_acq_rel(&seg->slots[index].word, mine), false)) {\n",
+        "trim/produce,produce/trim,trim/trim,trim/consume",
+        program="pairs",
+    ),
+    Mutant(
         "a segment has its name before it has a member",
         "    rc = join(seg); /* before it has its name: a sweep must find it in use */\n"
         "    if (rc == 0 && config->name) {\n        rc = shmt_name_link(seg->fd, path);\n    }\n",

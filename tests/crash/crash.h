@@ -8,7 +8,8 @@
  *   an item whose publish did not begin is never seen;
  *   an item is redelivered once for each consumer that died holding it, says so in `tries`, and is dropped after three;
  *   with SHMT_DROP it is then not seen again at all;
- *   payloads are whole, items of one producer come in order, every slot is usable again, the figures add up.
+ *   payloads are whole, items of one producer come in order, every slot is usable again, the figures add up;
+ *   of a slot that grows, whatever its owner may touch is there.
  *
  * The *observer* is the process that runs the test: one more member, which reclaims, drains and counts. */
 #ifndef CRASH_H
@@ -25,6 +26,11 @@
 enum { BY_MAKER = 1, BY_DEAD, BY_A, BY_B, BY_OBSERVER, BY_FILLER };
 #define ITEM(who, number) ((uint64_t)(who) << 16 | (uint64_t)(number))
 
+/* Where in its slot an item lies. In a world whose slots have grown: in memory that a trim takes away, and not on the first
+ * page of it. Nobody touches the pages before, so they are there only if they were reserved. */
+static uint32_t far_at;
+#define FAR (3 * SHMT_PAGE)
+
 static inline uint32_t item_nbytes(uint64_t id) { return 40 + (uint32_t)(id * 37 % 200); }
 
 static inline void fill(uint8_t *data, uint64_t id, uint32_t nbytes) {
@@ -40,10 +46,11 @@ static inline uint64_t item_of(const uint8_t *data) {
     return id;
 }
 
+/* `nbytes`: of the slot, up to the item's end. */
 static inline bool whole(const uint8_t *data, uint64_t nbytes) {
     uint64_t id = item_of(data);
-    bool same = nbytes >= sizeof id && nbytes <= PAYLOAD;
-    for (uint32_t i = sizeof id; same && i < nbytes; i++) {
+    bool same = nbytes >= far_at + sizeof id && nbytes <= far_at + PAYLOAD;
+    for (uint32_t i = sizeof id; same && i < nbytes - far_at; i++) {
         same = data[i] == (uint8_t)(id * 31 + i * 7 + (id >> 16));
     }
     return same;
@@ -62,7 +69,7 @@ typedef struct world {
     shmt_segment *seg; /* the observer's */
     shmt_segment handle;
     uint8_t *image;
-    uint64_t *mapped;
+    shmt_mapped *mapped;
     shmt_stats stats;
     uint32_t closed; /* producers, of the state before */
     uint32_t dead_member;
@@ -79,9 +86,7 @@ typedef struct world {
     int last; /* what ended the last drain */
 } world;
 
-static inline uint8_t *payload_of(const world *w, uint32_t index) {
-    return w->seg->data + index * w->seg->geo.slot_stride;
-}
+static inline uint8_t *item_at(const world *w, uint32_t index) { return shmt_payload(w->seg, index) + far_at; }
 
 static inline uint64_t word_of(const world *w, uint32_t index) { return shmt_load_seq_cst(&w->seg->slots[index].word); }
 
@@ -94,15 +99,40 @@ static inline uint32_t id_of_pid(const world *w, pid_t pid) {
     return 0;
 }
 
-/* The control words and the first bytes of each slot; the rest of a growing slot is nobody's concern. */
+/* Growing slots are as large as their headers say again: what a run reserved is taken away, what it trimmed is there. */
+static inline void memory_back(world *w) {
+    const shmt_segment *seg = w->seg;
+    for (uint32_t i = 0; (seg->geo.flags & SHMT_GROW) && i < seg->geo.slots; i++) {
+        const uint64_t offset = seg->geo.data_offset + i * seg->geo.slot_stride,
+                       had = shmt_load_relaxed(&seg->slots[i].reserved);
+        NEED(shmt_memory_punch(seg->fd, offset + had, seg->geo.slot_stride - had) == 0);
+        if (had > SHMT_PAGE && shmt_memory_present(seg->fd, offset, SHMT_PAGE, had) != 0) {
+            NEED(shmt_memory_reserve_unchecked(seg->fd, offset, had) == 0);
+            NEED(shmt_memory_populate(shmt_payload(seg, i), had) == 0);
+        }
+    }
+}
+
+/* May the owner of a slot touch that much of it? On a full file system a touch of what is not there is SIGBUS. */
+static inline bool is_there(const world *w, uint32_t index, uint64_t nbytes) {
+    const shmt_segment *seg = w->seg;
+    const uint64_t offset = seg->geo.data_offset + index * seg->geo.slot_stride;
+    return !(seg->geo.flags & SHMT_GROW) || nbytes <= SHMT_PAGE ||
+           shmt_memory_present(seg->fd, offset, SHMT_PAGE, nbytes) == 0;
+}
+
+/* The control words and the items; the rest of a growing slot is nobody's concern. */
 static inline void world_copy(world *w, bool back) {
     shmt_segment *seg = w->seg;
     uint8_t *image = w->image;
     const size_t head = seg->geo.data_offset;
     back ? memcpy(seg->base, image, head) : memcpy(image, seg->base, head);
+    back ? memory_back(w) : (void)0;
     image += head;
     for (uint32_t i = 0; i < seg->geo.slots; i++, image += PAYLOAD) {
-        back ? memcpy(payload_of(w, i), image, PAYLOAD) : memcpy(image, payload_of(w, i), PAYLOAD);
+        if (shmt_load_relaxed(&seg->slots[i].reserved) >= far_at + PAYLOAD) { /* else even a look takes memory */
+            back ? memcpy(item_at(w, i), image, PAYLOAD) : memcpy(image, item_at(w, i), PAYLOAD);
+        }
     }
 }
 
@@ -154,7 +184,7 @@ static inline void resolve(world *w, journal *j) {
             uint64_t word = word_of(w, i);
             if (shmt_word_is_reading(word) && shmt_word_owner(word) == me && j->n_con < 4) {
                 step_of *e = &j->con[j->n_con++];
-                e->id = item_of(payload_of(w, i));
+                e->id = item_of(item_at(w, i));
                 e->index = i;
                 e->word = word;
                 e->begun = e->done = 0;
@@ -192,8 +222,9 @@ static inline bool observe_one(world *w) {
     if (w->last != 0) {
         return false;
     }
-    uint64_t id = item_of(slot.data);
-    LAW(whole(slot.data, slot.nbytes), "item %" PRIx64 " is torn (%" PRIu64 " bytes)", id, slot.nbytes);
+    LAW(is_there(w, slot.index, slot.nbytes), "an item lies where nothing was reserved");
+    uint64_t id = item_of(slot.data + far_at);
+    LAW(whole(slot.data + far_at, slot.nbytes), "item %" PRIx64 " is torn (%" PRIu64 " bytes)", id, slot.nbytes);
     LAW(slot.tag == id || slot.tag == 0, "item %" PRIx64 " has tag %" PRIx64, id, slot.tag);
     if (w->n_seen < ITEMS_MAX) {
         w->seen[w->n_seen].id = id;
@@ -211,6 +242,12 @@ static inline void drain(world *w) {
         strerror(-w->last));
 }
 
+static inline void observer_reserves(world *w, shmt_slot *slot) {
+    LAW(is_there(w, slot->index, slot->nbytes), "a claimed slot lacks some of its %" PRIu64 " bytes", slot->nbytes);
+    NEED(shmt_slot_reserve(w->seg, slot, far_at + PAYLOAD) == 0); /* says nothing unless slots grow */
+    LAW(is_there(w, slot->index, slot->nbytes), "of %" PRIu64 " reserved bytes some are not there", slot->nbytes);
+}
+
 static inline bool put_id(world *w, uint64_t id) {
     shmt_slot slot;
     int rc = shmt_slot_try_claim(w->seg, &slot);
@@ -220,9 +257,9 @@ static inline bool put_id(world *w, uint64_t id) {
         return false;
     }
     w->claims++;
-    NEED(shmt_slot_reserve(w->seg, &slot, PAYLOAD) == 0); /* says nothing unless slots grow */
-    fill(slot.data, id, item_nbytes(id));
-    rc = shmt_slot_publish(w->seg, &slot, item_nbytes(id), id);
+    observer_reserves(w, &slot);
+    fill(slot.data + far_at, id, item_nbytes(id));
+    rc = shmt_slot_publish(w->seg, &slot, far_at + item_nbytes(id), id);
     LAW(rc == 0, "the observer's publish: %s", strerror(-rc));
     w->pushes++;
     return true;
@@ -250,9 +287,9 @@ static inline void check_capacity(world *w) {
         uint32_t first = number;
         for (uint32_t k = 0; k < got; k++) {
             uint64_t id = ITEM(BY_FILLER, ++number);
-            NEED(shmt_slot_reserve(w->seg, &claimed[k], PAYLOAD) == 0);
-            fill(claimed[k].data, id, item_nbytes(id));
-            rc = shmt_slot_publish(w->seg, &claimed[k], item_nbytes(id), id);
+            observer_reserves(w, &claimed[k]);
+            fill(claimed[k].data + far_at, id, item_nbytes(id));
+            rc = shmt_slot_publish(w->seg, &claimed[k], far_at + item_nbytes(id), id);
             LAW(rc == 0, "publish into a slot that was taken back: %s", strerror(-rc));
         }
         w->n_seen = 0;
@@ -359,11 +396,11 @@ static inline void check_figures(world *w, child *const *children, uint32_t n, c
                                  uint32_t in_between) {
     shmt_stats s;
     NEED(shmt_stats_get(w->seg, &s) == 0);
-    uint32_t alive = 1, claims = w->claims, refused = w->refused;
+    uint32_t alive = 1, claims = w->claims, more = w->refused;
     for (uint32_t c = 0; c < n; c++) {
         alive += children[c]->alive && id_of_pid(w, children[c]->pid) != 0;
         claims += children[c]->j->claims;
-        refused += children[c]->j->refused;
+        more += children[c]->j->refused + children[c]->j->trims;
     }
     LAW(s.free == w->seg->geo.slots,
         "%" PRIu64 " slots are free in the end, %" PRIu64 " writing, %" PRIu64 " ready, %" PRIu64 " reading", s.free,
@@ -376,7 +413,7 @@ static inline void check_figures(world *w, child *const *children, uint32_t n, c
         sum->drops);
     uint64_t generations = s.claims + s.redelivered - w->stats.claims - w->stats.redelivered;
     uint64_t least = claims + sum->redeliveries;
-    LAW(generations >= least && generations <= least + refused,
+    LAW(generations >= least && generations <= least + more,
         "generations moved by %" PRIu64 " for %u claims and %u redeliveries", generations, claims, sum->redeliveries);
     uint64_t pushes = s.publishes - w->stats.publishes;
     /* `in_between`: a reclaimer that stood between its last look and its push repeats what others took: one stale cell. */

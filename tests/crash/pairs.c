@@ -13,15 +13,21 @@ typedef struct part_of {
     const char *name;
     void (*prepare)(void);
     void (*body)(void);
-    bool producer, reclaimer;
+    bool producer, reclaimer, grown;
 } part_of;
 
 static const part_of bodies[] = {
-    {"produce", as_member, produce, true, false},  {"produce_many", as_member, produce_many, true, false},
-    {"consume", as_member, consume, false, false}, {"consume_many", as_member, consume_many, false, false},
-    {"lease", as_member, lease_one, false, false}, {"abort", as_member, abort_one, true, false},
-    {"reclaim", as_member, reclaims, false, true}, {"join", NULL, joins, false, true},
-    {"close", as_producer, closes, true, false},   {"close_leased", as_lessee, closes_leased, false, false},
+    {"produce", as_member, produce, true, false, false},
+    {"produce_many", as_member, produce_many, true, false, false},
+    {"consume", as_member, consume, false, false, false},
+    {"consume_many", as_member, consume_many, false, false, false},
+    {"lease", as_member, lease_one, false, false, false},
+    {"abort", as_member, abort_one, true, false, false},
+    {"reclaim", as_member, reclaims, false, true, false},
+    {"join", NULL, joins, false, true, false},
+    {"close", as_producer, closes, true, false, false},
+    {"close_leased", as_lessee, closes_leased, false, false, false},
+    {"trim", as_member, trims, false, false, true},
 };
 #define N_BODIES (sizeof bodies / sizeof *bodies)
 
@@ -90,7 +96,14 @@ static void one_pair(world *w, const part_of *of, child *c, int end) {
 
 static void run_pair(const part_of *of, const wrap_of *wrap) {
     const bool dead = of[0].reclaimer || of[1].reclaimer;
-    const scenario s = {.name = "pair", .slots = 6, .members = 8, .prior = 2, .dead = dead ? X_ALL : 0};
+    const bool grown = of[0].grown || of[1].grown; /* fewer slots where that will do: each is trimmed */
+    const scenario s = {.name = "pair",
+                        .slots = grown && !dead ? 4 : 6,
+                        .members = 8,
+                        .flags = grown ? SHMT_GROW : 0,
+                        .prior = 2,
+                        .dead = dead ? X_ALL : 0,
+                        .memory = grown ? GROWN : AS_MADE};
     world w;
     trace ta, tb;
     child c[2] = {{.j = new_journal()}, {.j = new_journal()}};
@@ -137,10 +150,24 @@ static void run_pair(const part_of *of, const wrap_of *wrap) {
 }
 
 /* Without --full: each verb against each of the others that can meet it in the same words. */
-static const char *const usual[] = {"produce/produce",          "produce/consume", "consume/produce", "consume/consume",
-                                    "produce/reclaim",          "reclaim/produce", "consume/reclaim", "reclaim/consume",
-                                    "reclaim/reclaim",          "reclaim/join",    "join/join",       "close/consume",
-                                    "consume_many/produce_many"};
+static const char *const usual[] = {"produce/produce",
+                                    "produce/consume",
+                                    "consume/produce",
+                                    "consume/consume",
+                                    "produce/reclaim",
+                                    "reclaim/produce",
+                                    "consume/reclaim",
+                                    "reclaim/consume",
+                                    "reclaim/reclaim",
+                                    "reclaim/join",
+                                    "join/join",
+                                    "close/consume",
+                                    "consume_many/produce_many",
+                                    "trim/produce",
+                                    "produce/trim",
+                                    "trim/consume",
+                                    "trim/reclaim",
+                                    "trim/trim"};
 
 int main(int argc, char **argv) {
     const char *only = NULL;

@@ -15,12 +15,21 @@ static inline void make_ready(void) {
     }
 }
 
-static inline void write_item(uint8_t *data, uint32_t k) { memcpy(data, ready_made[k], PAYLOAD); }
-
 static inline void expect_rc(int rc, int a, int b, int c, int d) {
     if (rc != a && rc != b && rc != c && rc != d) {
         J->bad = rc;
     }
+}
+
+/* Item k, into the k-th of the slots from `first` on. */
+static inline void write_item(const shmt_slot *first, uint32_t k) {
+    shmt_slot one = *first;
+    one.index += k;
+    one.data += k * SEG->geo.slot_stride;
+    if (far_at != 0) {
+        expect_rc(shmt_slot_reserve(SEG, &one, far_at + PAYLOAD), 0, 0, 0, 0);
+    }
+    memcpy(one.data + far_at, ready_made[k], PAYLOAD);
 }
 
 static inline int claims(uint32_t n, uint64_t *words, shmt_slot *first) {
@@ -46,8 +55,8 @@ static inline void publishes(const shmt_slot *first, const uint64_t *words, uint
         e->done = 0;
         J->n_pub = k + 1;
     }
-    int rc = many ? shmt_slot_publish_many(SEG, first, words, n, 200)
-                  : shmt_slot_publish(SEG, first, item_nbytes(J->pub[0].id), J->pub[0].id);
+    int rc = many ? shmt_slot_publish_many(SEG, first, words, n, far_at + 200)
+                  : shmt_slot_publish(SEG, first, far_at + item_nbytes(J->pub[0].id), J->pub[0].id);
     for (uint32_t k = 0; k < n; k++) {
         J->pub[k].rc = rc;
         J->pub[k].done = 1;
@@ -63,7 +72,7 @@ static inline int acquires(uint32_t n, uint64_t *words, shmt_slot *first) {
         rc = 1;
     }
     for (int k = 0; k < rc; k++) {
-        const uint8_t *data = first->data + (uint64_t)k * SEG->geo.slot_stride;
+        const uint8_t *data = first->data + (uint64_t)k * SEG->geo.slot_stride + far_at;
         step_of *e = &J->con[k];
         e->id = item_of(data);
         e->index = first->index + (uint32_t)k;
@@ -112,7 +121,7 @@ static inline void as_writer(void) {
 
 static inline void as_producer(void) {
     as_writer();
-    write_item(slot.data, 0);
+    write_item(&slot, 0);
     publishes(&slot, words, 1, false);
 }
 
@@ -130,7 +139,7 @@ static inline void as_lessee(void) {
 
 static inline void produce(void) {
     if (claims(1, words, &slot) == 1) {
-        write_item(slot.data, 0);
+        write_item(&slot, 0);
         publishes(&slot, words, 1, false);
     }
 }
@@ -138,7 +147,7 @@ static inline void produce(void) {
 static inline void produce_many(void) {
     int n = claims(2, words, &slot);
     for (int k = 0; k < n; k++) {
-        write_item(slot.data + (uint64_t)k * SEG->geo.slot_stride, (uint32_t)k);
+        write_item(&slot, (uint32_t)k);
     }
     if (n > 0) {
         publishes(&slot, words, (uint32_t)n, true);
@@ -147,7 +156,7 @@ static inline void produce_many(void) {
 
 static inline void abort_one(void) {
     if (claims(1, words, &slot) == 1) {
-        write_item(slot.data, 0);
+        write_item(&slot, 0);
         expect_rc(shmt_slot_abort(SEG, &slot), 0, 0, 0, 0);
     }
 }
@@ -222,7 +231,7 @@ static inline void reserve_and_publish(uint64_t nbytes) {
     expect_rc(rc, 0, 0, 0, 0);
     if (rc == 0) {
         slot.data[nbytes - 1] = 1;
-        write_item(slot.data, 0);
+        write_item(&slot, 0);
         publishes(&slot, words, 1, false);
     }
 }
@@ -231,6 +240,12 @@ static inline void reserves(void) { reserve_and_publish(40000); }
 
 /* So much that it is first compared with what the machine has left: a thousand lines of the kernel's text are parsed. */
 static inline void reserves_more(void) { reserve_and_publish(400000); }
+
+static inline void trims(void) {
+    uint64_t given;
+    J->trims = SEG->geo.slots;
+    expect_rc(shmt_trim(SEG, &given), 0, 0, 0, 0);
+}
 
 static inline void shuts_down(void) { shmt_shutdown(SEG); }
 
@@ -289,34 +304,45 @@ typedef struct scenario {
         PLAIN,
         CORE
     } depth; /* every instruction: never, at one wrap, at three, and in more modes */
+    enum {
+        AS_MADE,
+        GROWN,   /* all slots have grown, and everybody knows; the last one was written here lately */
+        FOREIGN, /* all have, and nobody knows who lives */
+        TRIMMED  /* all had, and who lives does not know that free ones lost it again */
+    } memory;
 } scenario;
 
 #define X_ALL (X_READING | X_UNPUSHED | X_WRITING)
 static const scenario scenarios[] = {
-    {"produce", as_member, produce, 3, 6, 0, 1, 0, true, false, CORE},
-    {"produce_first", as_member, produce, 1, 6, 0, 0, 0, true, false, VARIANT},
-    {"produce_many", as_member, produce_many, 4, 6, 0, 1, 0, true, false, CORE},
-    {"consume", as_member, consume, 3, 6, 0, 2, 0, false, false, CORE},
-    {"consume_drop", as_member, consume, 3, 6, SHMT_DROP, 2, 0, false, false, VARIANT},
-    {"consume_many", as_member, consume_many, 3, 6, 0, 3, 0, false, false, CORE},
-    {"lease", as_member, lease_one, 3, 6, 0, 2, 0, false, false, PLAIN},
-    {"lease_many", as_member, lease_many, 3, 6, SHMT_DROP, 3, 0, false, false, VARIANT},
-    {"abort", as_member, abort_one, 3, 6, 0, 1, 0, true, false, PLAIN},
-    {"abort_many", as_member, abort_many, 4, 6, 0, 1, 0, true, false, VARIANT},
-    {"reclaim", as_member, reclaims, 5, 6, 0, 1, X_ALL, false, true, CORE},
-    {"reclaim_pushed", as_member, reclaims, 5, 6, 0, 1, X_PUSHED | X_UNPUSHED, false, true, VARIANT},
-    {"reclaim_drop", as_member, reclaims, 5, 6, SHMT_DROP, 1, X_ALL, false, true, VARIANT},
-    {"reclaim_worn", as_member, reclaims, 3, 6, 0, 1, X_READING | X_WORN, false, true, VARIANT},
-    {"acquire_ended", as_member, consume, 3, 6, 0, 0, X_READING, false, true, VARIANT},
-    {"join", NULL, joins, 3, 6, 0, 1, 0, true, false, PLAIN},
-    {"join_dead", NULL, joins, 4, 2, 0, 0, X_ALL, false, true, PLAIN},
-    {"close_producer", as_producer, closes, 3, 6, 0, 1, 0, true, false, PLAIN},
-    {"close_leased", as_lessee, closes_leased, 3, 6, 0, 2, 0, false, false, PLAIN},
-    {"reserve", as_writer, reserves, 3, 6, SHMT_GROW, 1, 0, true, false, PLAIN},
-    {"reserve_more", as_writer, reserves_more, 3, 6, SHMT_GROW, 1, 0, true, false, SPARSE},
-    {"shutdown", as_member, shuts_down, 3, 6, 0, 1, 0, false, false, PLAIN},
-    {"wait_item", as_member, waits_for_item, 2, 6, 0, 0, 0, true, false, SPARSE},
-    {"wait_slot", as_member, waits_for_slot, 2, 6, 0, 2, 0, true, false, SPARSE},
+    {"produce", as_member, produce, 3, 6, 0, 1, 0, true, false, CORE, AS_MADE},
+    {"produce_first", as_member, produce, 1, 6, 0, 0, 0, true, false, VARIANT, AS_MADE},
+    {"produce_many", as_member, produce_many, 4, 6, 0, 1, 0, true, false, CORE, AS_MADE},
+    {"consume", as_member, consume, 3, 6, 0, 2, 0, false, false, CORE, AS_MADE},
+    {"consume_drop", as_member, consume, 3, 6, SHMT_DROP, 2, 0, false, false, VARIANT, AS_MADE},
+    {"consume_many", as_member, consume_many, 3, 6, 0, 3, 0, false, false, CORE, AS_MADE},
+    {"lease", as_member, lease_one, 3, 6, 0, 2, 0, false, false, PLAIN, AS_MADE},
+    {"lease_many", as_member, lease_many, 3, 6, SHMT_DROP, 3, 0, false, false, VARIANT, AS_MADE},
+    {"abort", as_member, abort_one, 3, 6, 0, 1, 0, true, false, PLAIN, AS_MADE},
+    {"abort_many", as_member, abort_many, 4, 6, 0, 1, 0, true, false, VARIANT, AS_MADE},
+    {"reclaim", as_member, reclaims, 5, 6, 0, 1, X_ALL, false, true, CORE, AS_MADE},
+    {"reclaim_pushed", as_member, reclaims, 5, 6, 0, 1, X_PUSHED | X_UNPUSHED, false, true, VARIANT, AS_MADE},
+    {"reclaim_drop", as_member, reclaims, 5, 6, SHMT_DROP, 1, X_ALL, false, true, VARIANT, AS_MADE},
+    {"reclaim_worn", as_member, reclaims, 3, 6, 0, 1, X_READING | X_WORN, false, true, VARIANT, AS_MADE},
+    {"acquire_ended", as_member, consume, 3, 6, 0, 0, X_READING, false, true, VARIANT, AS_MADE},
+    {"join", NULL, joins, 3, 6, 0, 1, 0, true, false, PLAIN, AS_MADE},
+    {"join_dead", NULL, joins, 4, 2, 0, 0, X_ALL, false, true, PLAIN, AS_MADE},
+    {"close_producer", as_producer, closes, 3, 6, 0, 1, 0, true, false, PLAIN, AS_MADE},
+    {"close_leased", as_lessee, closes_leased, 3, 6, 0, 2, 0, false, false, PLAIN, AS_MADE},
+    {"reserve", as_writer, reserves, 3, 6, SHMT_GROW, 1, 0, true, false, PLAIN, AS_MADE},
+    {"reserve_more", as_writer, reserves_more, 3, 6, SHMT_GROW, 1, 0, true, false, SPARSE, AS_MADE},
+    {"trim", as_member, trims, 3, 6, SHMT_GROW, 1, 0, false, false, PLAIN, GROWN},
+    {"trim_dead", as_member, trims, 4, 6, SHMT_GROW, 0, X_ALL, false, false, VARIANT, GROWN},
+    {"produce_grown", as_member, produce, 3, 6, SHMT_GROW, 1, 0, true, false, VARIANT, GROWN},
+    {"produce_trimmed", as_member, produce, 3, 6, SHMT_GROW, 1, 0, true, false, VARIANT, TRIMMED},
+    {"consume_foreign", as_member, consume, 3, 6, SHMT_GROW, 2, 0, false, false, VARIANT, FOREIGN},
+    {"shutdown", as_member, shuts_down, 3, 6, 0, 1, 0, false, false, PLAIN, AS_MADE},
+    {"wait_item", as_member, waits_for_item, 2, 6, 0, 0, 0, true, false, SPARSE, AS_MADE},
+    {"wait_slot", as_member, waits_for_slot, 2, 6, 0, 2, 0, true, false, SPARSE, AS_MADE},
 };
 #define N_SCENARIOS (sizeof scenarios / sizeof *scenarios)
 
@@ -355,12 +381,12 @@ static inline uint64_t first_of(const wrap_of *wrap, uint32_t slots) {
 static inline void setup_put(shmt_segment *seg, uint64_t id, bool push) {
     shmt_slot s;
     NEED(shmt_slot_try_claim(seg, &s) == 0);
-    NEED(shmt_slot_reserve(seg, &s, PAYLOAD) == 0); /* says nothing unless slots grow */
-    fill(s.data, id, item_nbytes(id));
+    NEED(shmt_slot_reserve(seg, &s, far_at + PAYLOAD) == 0); /* says nothing unless slots grow */
+    fill(s.data + far_at, id, item_nbytes(id));
     if (push) {
-        NEED(shmt_slot_publish(seg, &s, item_nbytes(id), id) == 0);
+        NEED(shmt_slot_publish(seg, &s, far_at + item_nbytes(id), id) == 0);
     } else { /* killed between the two steps of publish */
-        seg->slots[s.index].nbytes = item_nbytes(id);
+        seg->slots[s.index].nbytes = far_at + item_nbytes(id);
         seg->slots[s.index].tag = id;
         uint64_t ready = shmt_word(SHMT_READY, shmt_word_owner(s.word), shmt_word_gen(s.word));
         NEED(shmt_slots_change(seg, s.index, s.word, ready) == 0);
@@ -392,7 +418,8 @@ static inline void leave_dead(world *w, uint32_t what) {
         }
         if (what & X_WRITING) {
             NEED(shmt_slot_try_claim(w->seg, &s) == 0);
-            fill(s.data, ITEM(BY_DEAD, 3), 100);
+            NEED(shmt_slot_reserve(w->seg, &s, far_at + PAYLOAD) == 0);
+            fill(s.data + far_at, ITEM(BY_DEAD, 3), 100);
         }
         raise(SIGKILL);
     }
@@ -402,8 +429,22 @@ static inline void leave_dead(world *w, uint32_t what) {
     NEED(w->dead_member != 0);
 }
 
+/* Everything that can grow does. */
+static inline void grow(shmt_segment *seg) {
+    shmt_slot all[16];
+    uint32_t n = 0;
+    while (n < seg->geo.slots) {
+        NEED(shmt_slot_try_claim(seg, &all[n]) == 0 && shmt_slot_reserve(seg, &all[n], far_at + PAYLOAD) == 0);
+        n++;
+    }
+    while (n-- > 0) {
+        NEED(shmt_slot_abort(seg, &all[n]) == 0);
+    }
+}
+
 static inline void world_begin(world *w, const scenario *s, const wrap_of *wrap, uint32_t more_producers) {
     *w = (world){0};
+    far_at = s->memory != AS_MADE ? FAR : 0;
     const bool dead_produces = (s->dead & (X_PUSHED | X_UNPUSHED | X_WRITING)) != 0;
     shmt_config config = {
         .slot_nbytes = s->flags & SHMT_GROW ? SHMT_PAGE : PAYLOAD,
@@ -418,6 +459,13 @@ static inline void world_begin(world *w, const scenario *s, const wrap_of *wrap,
     NEED(shmt_member_id(w->seg) == 1);
     shmt_segment *maker;
     NEED(shmt_segment_attach_fd(shmt_segment_info(w->seg)->fd, &maker) == 0);
+    if (s->memory != AS_MADE) {
+        grow(maker);
+    }
+    if (s->memory == GROWN || s->memory == TRIMMED) {
+        memcpy(w->seg->mapped, maker->mapped, s->slots * sizeof *w->seg->mapped);
+        shmt_store_relaxed(&w->seg->warm[0], s->slots);
+    }
     const uint32_t n = s->prior + ((s->dead & X_READING) != 0);
     for (uint32_t k = 1; k <= n; k++) {
         bool held = k == 1 && (s->dead & X_READING);
@@ -427,6 +475,10 @@ static inline void world_begin(world *w, const scenario *s, const wrap_of *wrap,
     if (n == 0) { /* it counts as a producer that closed all the same */
         shmt_slot none;
         NEED(shmt_slot_try_claim(maker, &none) == 0 && shmt_slot_abort(maker, &none) == 0);
+    }
+    if (s->memory == TRIMMED) {
+        uint64_t given;
+        NEED(shmt_trim(maker, &given) == 0 && given > 0);
     }
     shmt_segment_drop(maker);
     if (s->dead) {

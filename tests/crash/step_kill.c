@@ -170,10 +170,10 @@ static void late_drop(void) {
 }
 
 static const scenario lost[] = {
-    {"late_publish", writer_without_lock, late_publish, 3, 6, 0, 0, 0, true, false, PLAIN},
-    {"late_abort", writer_without_lock, late_abort, 3, 6, 0, 0, 0, true, false, PLAIN},
-    {"late_release", reader_without_lock, late_release, 3, 6, 0, 1, 0, true, false, PLAIN},
-    {"late_drop", lessee_without_lock, late_drop, 3, 6, 0, 1, 0, true, false, PLAIN},
+    {"late_publish", writer_without_lock, late_publish, 3, 6, 0, 0, 0, true, false, PLAIN, AS_MADE},
+    {"late_abort", writer_without_lock, late_abort, 3, 6, 0, 0, 0, true, false, PLAIN, AS_MADE},
+    {"late_release", reader_without_lock, late_release, 3, 6, 0, 1, 0, true, false, PLAIN, AS_MADE},
+    {"late_drop", lessee_without_lock, late_drop, 3, 6, 0, 1, 0, true, false, PLAIN, AS_MADE},
 };
 #define N_LOST (sizeof lost / sizeof *lost)
 
@@ -517,7 +517,7 @@ int main(int argc, char **argv) {
         run_sleepers(&scenarios[1], "sleeping_consumer", sleeps_for_item);
     }
     if (wanted("sleeping_producer")) {
-        static const scenario s = {"release", as_reader, consume_held, 1, 6, 0, 1, 0, false, false, PLAIN};
+        static const scenario s = {"release", as_reader, consume_held, 1, 6, 0, 1, 0, false, false, PLAIN, AS_MADE};
         run_sleepers(&s, "sleeping_producer", sleeps_for_slot);
     }
     for (uint32_t i = 0; i < N_NAMINGS; i++) {

@@ -23,6 +23,7 @@ typedef struct step_of {
 typedef struct journal {
     volatile uint32_t member;
     volatile uint32_t claiming, claims, refused;
+    volatile uint32_t trims; /* slots that a trim may have claimed */
     volatile uint32_t acquiring;
     volatile uint32_t n_pub, n_con;
     volatile int bad; /* what a verb should not have said; or EIO: a torn item */
