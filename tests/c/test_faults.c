@@ -250,6 +250,43 @@ static void lets_go(int rc) {
 
 static int attaches_same(void) { return shmt_segment_attach_same(seg, &made); }
 
+/* One of its slots holds an item, the others are free and have grown. */
+static void grown_slots(void) {
+    CHECK_EQ(create(SHMT_GROW, true), 0);
+    seg = made;
+    made = NULL;
+    shmt_slot all[3];
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(shmt_slot_try_claim(seg, &all[i]), 0);
+        CHECK_EQ(shmt_slot_reserve(seg, &all[i], 300000), 0);
+        memset(all[i].data, 7, 300000);
+    }
+    CHECK_EQ(shmt_slot_abort(seg, &all[0]), 0);
+    CHECK_EQ(shmt_slot_publish(seg, &all[1], 300000, 1), 0);
+    CHECK_EQ(shmt_slot_abort(seg, &all[2]), 0);
+}
+
+static int trims(void) {
+    uint64_t given = 0;
+    int rc = shmt_trim(seg, &given);
+    CHECK_EQ(given >= 2 * (300000 - 8192), rc == 0);
+    CHECK(rc != -EINTR); /* a signal is no reason to stop */
+    return rc;
+}
+
+/* A slot whose memory could not be taken is free all the same, and both are looked at again. */
+static void trims_again(int rc) {
+    CHECK_EQ(stats_of(seg).free, 2);
+    uint64_t given = 0;
+    CHECK_EQ(shmt_trim(seg, &given), 0);
+    CHECK_EQ(given > 0, rc != 0);
+    uint64_t kept = stats_of(seg).reserved_nbytes - 2 * 8192;
+    CHECK(kept >= 300000 && kept < 600000);
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(slot.nbytes, 8192);
+    grows_again(0);
+}
+
 static shmt_stats figures;
 
 static int looks(void) { return shmt_stats_get(seg, &figures); }
@@ -293,6 +330,7 @@ static const verb verbs[] = {
     {"reclaim", a_dead_member, reclaims, reclaims_again, false, 1},
     {"attach to one's own", a_named_one, attaches_same, drops_both, false, SANITIZED ? 2 : 5},
     {"lease of a batch", a_batch, leases, lets_go, false, SANITIZED ? 0 : 1},
+    {"trim", grown_slots, trims, trims_again, false, 2},
     {"figures", a_peer, looks, looked, false, 1},
 };
 

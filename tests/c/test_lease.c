@@ -150,6 +150,31 @@ static void a_claim_may_be_leased(void) {
     shmt_segment_drop(seg);
 }
 
+/* A claim that was lost publishes nothing of the next one, which has a lease of its own, as an item has. */
+static void a_lost_claim_publishes_nothing(void) {
+    shmt_segment *seg = make(1, 0, 0), *peer = peer_of(seg);
+    shmt_slot slot;
+    shmt_lease *lost, *next;
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(shmt_lease_take(seg, &slot, &slot.word, 1, &lost), 0);
+    uint32_t id = shmt_member_id(seg);
+    shmt_member_unlock(seg, id); /* as if somebody had closed the lock under it */
+    CHECK_EQ(shmt_reclaim(peer), 1);
+    CHECK_EQ(shmt_member_try_lock(seg, id), 1);
+    CHECK_EQ(shmt_slot_try_claim(seg, &slot), 0);
+    CHECK_EQ(shmt_lease_take(seg, &slot, &slot.word, 1, &next), 0);
+    CHECK(next != lost);
+    CHECK_EQ(shmt_lease_publish(lost, 8, 1), -ESTALE);
+    CHECK_EQ(stats_of(seg).writing, 1);
+    memcpy(slot.data, &(uint64_t){2}, 8);
+    CHECK_EQ(shmt_lease_publish(next, 8, 2), 0);
+    CHECK_EQ(get_tag(peer), 2);
+    CHECK_EQ(stats_of(seg).free, 1);
+    CHECK_EQ(shmt_load_relaxed(&seg->refs), 1);
+    shmt_segment_drop(peer);
+    shmt_segment_drop(seg);
+}
+
 static void released_by_hand_first(void) {
     shmt_segment *seg = make(1, 0, 0);
     put(seg, 1);
@@ -262,5 +287,5 @@ static void taken_here_and_dropped_there(void) {
 
 TESTS(TEST(the_last_drop_releases), TEST(leases_of_different_slots_are_apart), TEST(a_batch_is_released_as_one),
       TEST(a_lease_keeps_the_mapping_and_the_membership), TEST(a_lost_lease_releases_nothing),
-      TEST(a_claim_may_be_leased), TEST(released_by_hand_first), TEST(from_many_threads_exactly_once),
-      TEST(taken_here_and_dropped_there))
+      TEST(a_claim_may_be_leased), TEST(a_lost_claim_publishes_nothing), TEST(released_by_hand_first),
+      TEST(from_many_threads_exactly_once), TEST(taken_here_and_dropped_there))
