@@ -39,6 +39,7 @@ from shmtensor.codec import (
     class_name,
     field_of,
     find_class,
+    is_bare,
     is_found,
     is_plain_dataclass,
     is_plain_namedtuple,
@@ -89,6 +90,7 @@ class _NeedsPickle(Exception):
     """What is being encoded has no form in the tree."""
 
 
+cdef dict _bare = {}       # id of a structured dtype -> (the dtype, whether it is bare)
 cdef dict _by_dtype = {}   # numpy's or torch's dtype -> (Field, name on the wire); (None, None): by pickle
 cdef dict _by_name = {}    # name on the wire -> Field
 cdef dict _classes = {}    # class -> (code, name on the wire); None: by pickle
@@ -109,9 +111,27 @@ cdef bint _is_tensor_type(object cls) except -1:
     return cls is _tensor_type
 
 
+cdef bint _is_bare(object dtype) except -1:
+    """See is_bare(). By identity: dtypes are equal that differ in this."""
+    cdef PyObject *found
+    if dtype.names is None:
+        return dtype.metadata is None
+    key = <size_t><PyObject *>dtype
+    found = PyDict_GetItem(_bare, key)
+    if found == NULL:
+        if len(_bare) > 1000:
+            _bare.clear()
+        _bare[key] = dtype, is_bare(dtype)
+        found = PyDict_GetItem(_bare, key)
+    return (<tuple>found)[1]
+
+
 cdef object known_dtype(object dtype):
     """(Field, name on the wire) of a dtype; (None, None) if arrays of it must be pickled."""
-    cdef PyObject *found = PyDict_GetItem(_by_dtype, dtype)
+    cdef PyObject *found
+    if cnp.PyArray_DescrCheck(dtype) and not _is_bare(dtype):
+        return None, None
+    found = PyDict_GetItem(_by_dtype, dtype)
     if found != NULL:
         return <object>found
     try:
@@ -479,7 +499,7 @@ cdef class Encoder:
     cdef int array(self, object x) except -1:
         dtype = x.dtype
         field, name = known_dtype(dtype)
-        if field is None or dtype.metadata is not None:  # not in the key: dtypes are equal without it
+        if field is None:
             raise _NeedsPickle
         self.byte(c"a")
         self.name(name)

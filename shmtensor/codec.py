@@ -28,6 +28,7 @@ __all__ = [
     "class_name",
     "field_of",
     "find_class",
+    "is_bare",
     "is_found",
     "is_plain_dataclass",
     "is_plain_namedtuple",
@@ -41,6 +42,15 @@ _EXTRA: dict[Any, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-def
 def field_of(dtype: DType) -> Field:
     """An array of any shape of this dtype, as the views know it."""
     return Field(Placed("", dtype, (), None, 0, dtype.itemsize, -1))
+
+
+def is_bare(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype says no more than those do that are equal to it: no metadata, no alignment, not numpy's record."""
+    if dtype.metadata is not None or dtype.isalignedstruct:
+        return False
+    if dtype.subdtype is not None:
+        return is_bare(dtype.subdtype[0])
+    return dtype.fields is None or (dtype.type is np.void and all(is_bare(f[0]) for f in dtype.fields.values()))
 
 
 # ---- classes of the fast way -----------------------------------------------------------------------------------------

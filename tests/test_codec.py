@@ -455,3 +455,26 @@ def test_metadata_of_a_dtype_is_not_lost_and_makes_no_other_array_slow() -> None
 
 def test_an_empty_array_with_huge_dims() -> None:
     assert decode_from_array(encode_to_array(np.empty((0, 2**30, 2**20)))).shape == (0, 2**30, 2**20)
+
+
+_RECORD: Any = [("a", "i1"), ("b", "f8", (2,))]
+_SPREAD = np.dtype({"names": ["a", "b"], "formats": ["i1", ("f8", (2,))], "offsets": [0, 8], "itemsize": 24})
+
+
+@pytest.mark.parametrize(
+    ("more", "bare"),
+    [
+        (np.dtype(_RECORD, align=True), _SPREAD),
+        (np.dtype((np.record, _RECORD)), np.dtype(_RECORD)),
+        (np.dtype([("r", np.dtype(_RECORD, align=True), (2,))]), np.dtype([("r", _SPREAD, (2,))])),
+        (np.dtype([("r", np.dtype((np.record, _RECORD)))]), np.dtype([("r", _RECORD)])),
+        (np.dtype([("a", np.dtype("i2", metadata={"unit": "m"}))]), np.dtype([("a", "i2")])),
+    ],
+    ids=["aligned", "record", "aligned within", "record within", "metadata within"],
+)
+def test_what_a_dtype_says_beside_what_equal_ones_do_is_not_lost(more: np.dtype[Any], bare: np.dtype[Any]) -> None:
+    assert more == bare
+    for dtype in (bare, more, bare, more):
+        back = round_trip(np.zeros(3, dtype)).dtype
+        assert pickle.dumps(back) == pickle.dumps(pickle.loads(pickle.dumps(dtype)))
+    assert mode(np.zeros(3, bare)) == TREE
