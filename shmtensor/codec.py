@@ -45,7 +45,7 @@ def field_of(dtype: DType) -> Field:
 
 
 def is_bare(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype says no more than those do that are equal to it: no metadata, no alignment, not numpy's record."""
+    """Whether a dtype says no more than those that equal it do: no metadata, no alignment, no numpy.record."""
     if dtype.metadata is not None or dtype.isalignedstruct:
         return False
     if dtype.subdtype is not None:
@@ -115,7 +115,7 @@ def find_class(name: bytes) -> Any:
 
 
 def _array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    flat = np.frombuffer(buffer, dtype)
+    flat = np.frombuffer(buffer, dtype) if len(buffer) else np.empty(0, dtype)
     return flat.reshape([shape[d] for d in order]).transpose(np.argsort(order))
 
 
@@ -165,6 +165,19 @@ def _subclass(data: Any, cls: type, state: dict[str, Any]) -> Any:
     return out
 
 
+class _Bytes:
+    """An array's memory as bytes that may be written to, whether the array's may or not."""
+
+    def __init__(self, x: np.ndarray[Any, Any]) -> None:
+        self.x = x  # which has the memory
+        self.__array_interface__ = {
+            "data": (x.ctypes.data, False),
+            "shape": (x.nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
 class Pickler(ForkingPickler):
     """multiprocessing's pickler, except that CPU tensors and arrays lie in the slot: none is shared by descriptor."""
 
@@ -175,12 +188,13 @@ class Pickler(ForkingPickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is np.ndarray:
-            if obj.flags.forc or obj.dtype.hasobject:
+            if obj.dtype.hasobject or obj.dtype.itemsize == 0 or (obj.flags.forc and obj.flags.writeable):
                 return NotImplemented  # numpy's own reduction is out of band, or has to be pickled
-            packed = np.array(obj, order="K")
+            packed = obj if obj.flags.forc else np.array(obj, order="K")
             order = tuple(np.argsort([-s for s in packed.strides], kind="stable").tolist())
-            flat = packed.transpose(order).reshape(-1)
-            return _array, (pickle.PickleBuffer(flat.view("u1").data), obj.dtype, obj.shape, order)
+            # A buffer that is read-only would come back so, and what is received is its receiver's own.
+            raw = np.asarray(_Bytes(packed))
+            return _array, (pickle.PickleBuffer(raw.data), obj.dtype, obj.shape, order)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor):
             return reduce_tensor(torch, obj)

@@ -379,6 +379,23 @@ def test_layout(x: np.ndarray) -> None:
             assert back.flags.writeable
 
 
+@pytest.mark.parametrize("x", [GRID, GRID.T, GRID[::2], GRID[:0], GRID[0, 0, 0, ...], GRID[:1, :1]])
+def test_what_is_read_only_can_be_written_to_by_its_receiver(x: np.ndarray) -> None:
+    x = x.view()
+    x.flags.writeable = False
+    for message in ([x], [x, {1}]):
+        for copy in (False, True):
+            back = round_trip(message, copy=copy)[0]
+            assert same(back, x) and back.flags.writeable
+            back[...] = -1
+    assert not x.size or x.min() >= 0
+    back = round_trip([x, {1}])[0]
+    assert (back.flags.c_contiguous, back.flags.f_contiguous) == (
+        x.flags.c_contiguous or not x.flags.forc,
+        x.flags.f_contiguous,
+    )
+
+
 def test_large_arrays_are_views_and_small_ones_are_not() -> None:
     large, small = np.arange(1000), np.arange(3)
     message = encode_to_array({"large": large, "small": small})
