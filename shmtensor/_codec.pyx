@@ -371,11 +371,11 @@ cdef class Encoder:
         elif cls is tuple:
             self.sequence(c"t", x)
         elif cls is cnp.ndarray:
-            return self.array(x)
+            self.array(x)
         elif _is_tensor_type(cls):
-            return self.tensor(x)
+            self.tensor(x)
         else:
-            return self.other(x)
+            self.other(x)
         return self.leave(x)
 
     cdef int once(self, object x) except -1:
@@ -469,7 +469,7 @@ cdef class Encoder:
             parts[0] = PyComplex_RealAsDouble(x)
             parts[1] = PyComplex_ImagAsDouble(x)
             self.byte(c"c")
-            return self.number(parts, sizeof(parts)) or self.leave(x)
+            return self.number(parts, sizeof(parts))
         if isinstance(x, np.generic):
             field, name = known_dtype(x.dtype)
             if field is None or (<Field>field).itemsize > sizeof(raw) or type(x) is not x.dtype.type \
@@ -478,8 +478,7 @@ cdef class Encoder:
             PyArray_ScalarAsCtype(x, raw)
             self.byte(c"S")
             self.name(name)
-            self.number(raw, (<Field>field).itemsize)
-            return self.leave(x)
+            return self.number(raw, (<Field>field).itemsize)
         how = _class_of(cls)
         if how is None:
             raise _NeedsPickle
@@ -489,12 +488,10 @@ cdef class Encoder:
                 raise _NeedsPickle
             self.byte(c"n")
             self.name(name)
-            self.sequence(c"t", x)
-        else:
-            self.byte(c"o")
-            self.name(name)
-            self.mapping(x.__dict__)
-        return self.leave(x)
+            return self.sequence(c"t", x)
+        self.byte(c"o")
+        self.name(name)
+        return self.mapping(x.__dict__)
 
     cdef int array(self, object x) except -1:
         dtype = x.dtype

@@ -289,6 +289,17 @@ def test_what_is_shared_stays_shared() -> None:
     assert a is not part
 
 
+@pytest.mark.parametrize("size", [3, 1000])
+def test_an_array_that_is_shared_is_written_once_and_without_pickle(size: int) -> None:
+    array = np.arange(size)
+    once, thrice = encode_to_array([array]), encode_to_array([array, {"again": array}, array])
+    assert thrice[0] == TREE
+    assert len(thrice) < len(once) + 100
+    a, b, c = decode_from_array(thrice)
+    assert a is b["again"] is c
+    assert same(a, array)
+
+
 def test_what_is_equal_and_not_shared_stays_apart() -> None:
     a, b = round_trip([[1], [1]])
     assert a is not b
