@@ -164,8 +164,14 @@ cdef object _class_of(object cls):
         code = c"o" if is_plain_dataclass(cls) else 0
     if len(_classes) > 1000:
         _classes.clear()
-    _classes[cls] = (code, class_name(cls)) if code else None
-    return _classes[cls]
+    how = None
+    if code:
+        name = class_name(cls)
+        if name is None:
+            return None  # for now: it may be found later
+        how = code, name
+    _classes[cls] = how
+    return how
 
 
 cdef int deeper(const char *where) except -1:

@@ -86,21 +86,19 @@ def is_plain_dataclass(cls: type) -> bool:
     )
 
 
-def class_name(cls: type) -> bytes:
-    """How another process finds the class: PicklingError if it cannot, as pickle says."""
-    name = f"{cls.__module__}:{cls.__qualname__}"
+def class_name(cls: type) -> bytes | None:
+    """How another process finds the class; None if it cannot: pickle says why."""
+    name = f"{cls.__module__}:{cls.__qualname__}".encode()
     try:
-        found = find_class(name.encode())
-    except (ImportError, AttributeError) as e:
-        raise pickle.PicklingError(f"cannot send {cls!r}: {name} is not found: {e}") from e
-    if found is not cls:
-        raise pickle.PicklingError(f"cannot send {cls!r}: {name} is another object")
-    return name.encode()
+        return name if find_class(name) is cls else None
+    except (ImportError, AttributeError, KeyError, ValueError):
+        return None
 
 
 def is_found(module: str, name: str, cls: type) -> bool:
-    """Whether a module still has this class under this name: cells are run again, modules are loaded again."""
-    return getattr(sys.modules.get(module), name, None) is cls
+    """Whether a module still has this class under this name: cells are run again, modules are loaded again. And whether
+    multiprocessing has not been told since how to pickle it."""
+    return getattr(sys.modules.get(module), name, None) is cls and cls not in _EXTRA
 
 
 def find_class(name: bytes) -> Any:

@@ -8,8 +8,10 @@ import dataclasses
 import datetime
 import enum
 import pickle
+import re
 import threading
 import typing
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -266,9 +268,17 @@ def test_attributes_beside_the_fields_come_along() -> None:
 
 
 def test_classes_that_cannot_be_found() -> None:
+    """What is raised is what pickle raises."""
     Local = collections.namedtuple("Local", "a")
-    with pytest.raises((pickle.PicklingError, AttributeError)):
-        encode_to_array(Local(1))
+    LocalData = dataclasses.make_dataclass("LocalData", ["a"])
+    LocalData.__qualname__ = "f.<locals>.LocalData"
+    Elsewhere = dataclasses.make_dataclass("Elsewhere", ["a"])
+    Elsewhere.__module__ = "no_such_module"
+    for x in (Local(1), LocalData(1), Elsewhere(1)):
+        with pytest.raises((pickle.PicklingError, AttributeError)) as pickles:
+            pickle.dumps(x)
+        with pytest.raises(pickles.type, match=re.escape(str(pickles.value))):
+            encode_to_array(x)
     Lost = collections.namedtuple("Lost", "a")
     Lost.__module__, Lost.__qualname__ = __name__, "Lost"
     globals()["Lost"] = Lost
@@ -471,6 +481,12 @@ def test_a_class_that_was_defined_again(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_reduction_that_was_registered_later(monkeypatch: pytest.MonkeyPatch) -> None:
     decode_from_array(encode_to_array(Plain(1)))
     monkeypatch.setitem(copyreg.dispatch_table, Plain, lambda x: (str, (f"reduced {x.a}",)))
+    assert decode_from_array(encode_to_array(Plain(1))) == "reduced 1"
+
+
+def test_a_reduction_that_multiprocessing_was_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_from_array(encode_to_array(Plain(1)))
+    monkeypatch.setitem(ForkingPickler._extra_reducers, Plain, lambda x: (str, (f"reduced {x.a}",)))  # type: ignore[attr-defined]
     assert decode_from_array(encode_to_array(Plain(1))) == "reduced 1"
 
 
