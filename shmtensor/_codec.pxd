@@ -42,6 +42,7 @@ cdef class Encoder:
     cdef int byte(self, uint8_t value) except -1
     cdef int number(self, const void *value, size_t nbytes) except -1
     cdef int text(self, str value) except -1
+    cdef int octets(self, bytes value) except -1
     cdef int name(self, bytes value) except -1
     cdef Part *new_part(self, Field f) except NULL
     cdef bint lies_there(self, const void *data, uint64_t nbytes, uint64_t itemsize) noexcept

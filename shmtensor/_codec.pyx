@@ -69,6 +69,7 @@ cdef extern from "Python.h":
     object PyComplex_FromDoubles(double real, double imag)
     double PyComplex_RealAsDouble(object number)
     double PyComplex_ImagAsDouble(object number)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int Py_EnterRecursiveCall(const char *where) noexcept  # not 0: RecursionError is set
     void Py_LeaveRecursiveCall()
 
@@ -84,6 +85,7 @@ cdef enum:
     MANY = 4           # items of a list, from where on it is worth while to see whether they are numbers alone
     KEYS = 256         # keys of dicts that a receiver remembers, each of at most KEY_MAX bytes
     KEY_MAX = 32
+    LONG = 1024        # text and bytes from here on are written once, however often they turn up
 
 
 class _NeedsPickle(Exception):
@@ -249,6 +251,11 @@ cdef class Encoder:
         self.number(&size, sizeof(size))
         return self.number(utf8, size)
 
+    cdef int octets(self, bytes value) except -1:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(value)
+        self.number(&size, sizeof(size))
+        return self.number(PyBytes_AS_STRING(value), size)
+
     cdef int name(self, bytes value) except -1:
         cdef uint32_t size = <uint32_t>len(value)
         self.number(&size, sizeof(size))
@@ -343,7 +350,6 @@ cdef class Encoder:
         cdef int overflow
         cdef int64_t integer
         cdef double real
-        cdef Py_ssize_t size
         if x is None:
             return self.byte(c"N")
         if cls is bool:
@@ -358,17 +364,21 @@ cdef class Encoder:
             real = x
             self.byte(c"f")
             return self.number(&real, sizeof(real))
-        if cls is str:
+        if cls is str and PyUnicode_GET_LENGTH(x) < LONG:
             self.byte(c"s")
             return self.text(x)
-        if cls is bytes:
-            size = PyBytes_GET_SIZE(x)
+        if cls is bytes and PyBytes_GET_SIZE(x) < LONG:
             self.byte(c"b")
-            self.number(&size, sizeof(size))
-            return self.number(PyBytes_AS_STRING(x), size)
+            return self.octets(x)
         if self.once(x):
             return 0
-        if cls is dict:
+        if cls is str:
+            self.byte(c"u")
+            self.text(x)
+        elif cls is bytes:
+            self.byte(c"y")
+            self.octets(x)
+        elif cls is dict:
             self.byte(c"d")
             self.mapping(x)
         elif cls is list:
@@ -707,6 +717,10 @@ cdef class Decoder:
         cdef uint64_t n = self.count()
         return PyUnicode_DecodeUTF8(<const char *>self.run(n), n, NULL)
 
+    cdef bytes octets(self):
+        cdef uint64_t n = self.count()
+        return PyBytes_FromStringAndSize(<const char *>self.run(n), n)
+
     cdef str key(self):
         """A text that was probably read before: then it is the same object."""
         cdef uint64_t n = self.count(), h
@@ -847,7 +861,6 @@ cdef class Decoder:
         cdef uint8_t code
         cdef int64_t integer
         cdef double real
-        cdef uint64_t n
         cdef Py_ssize_t index
         self.take(&code, 1)
         if code == c"N":
@@ -865,8 +878,7 @@ cdef class Decoder:
         if code == c"s":
             return self.text()
         if code == c"b":
-            n = self.count()
-            return PyBytes_FromStringAndSize(<const char *>self.run(n), n)
+            return self.octets()
         if code == c"r":
             self.take(&integer, sizeof(integer))
             if self.memo is None or not 0 <= integer < len(self.memo) or self.memo[integer] is _OPEN:
@@ -900,6 +912,10 @@ cdef class Decoder:
             return self.array()
         if code == c"x":
             return self.tensor()
+        if code == c"u":
+            return self.text()
+        if code == c"y":
+            return self.octets()
         if code == c"c":
             self.take(raw, 2 * sizeof(double))
             return PyComplex_FromDoubles((<double *>raw)[0], (<double *>raw)[1])

@@ -310,6 +310,16 @@ def test_an_array_that_is_shared_is_written_once_and_without_pickle(size: int) -
     assert same(a, array)
 
 
+@pytest.mark.parametrize("x", ["x" * 1024, "\u00fc" * 5000, b"y" * 1024])
+def test_a_long_text_that_is_shared_is_written_once(x: Any) -> None:
+    once, often = encode_to_array([x]), encode_to_array([x, {"again": x}, *[x] * 100, x[:1000]])
+    assert often[0] == TREE
+    assert len(often) < len(once) + 3000
+    a, b, *rest, short = decode_from_array(often)
+    assert all(y is a for y in [b["again"], *rest])
+    assert (a, short) == (x, x[:1000])
+
+
 def test_what_is_equal_and_not_shared_stays_apart() -> None:
     a, b = round_trip([[1], [1]])
     assert a is not b
