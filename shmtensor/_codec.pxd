@@ -33,7 +33,8 @@ cdef class Encoder:
     cdef int landed           # parts that lie there
     cdef uint8_t mode, flags
     cdef bint busy
-    # Of the array that is being looked at: here and not on the stack, which has to hold a thousand levels of nesting.
+    cdef int depth            # of the containers that we are in
+    # Of the array that is being looked at: here and not on the stack, which has to hold many levels of nesting.
     cdef int64_t shape[64]
     cdef int64_t strides[64]
     cdef uint8_t order[64]
@@ -54,6 +55,8 @@ cdef class Encoder:
     cdef bint packed(self, list items) except -1
     cdef int sequence(self, uint8_t code, object items) except -1
     cdef int mapping(self, dict items) except -1
+    cdef int descend(self) except -1
+    cdef void ascend(self) noexcept
     cdef int other(self, object x) except -1
     cdef int array(self, object x) except -1
     cdef int tensor(self, object x) except -1

@@ -85,6 +85,7 @@ cdef enum:
     MANY = 4           # items of a list, from where on it is worth while to see whether they are numbers alone
     KEYS = 256         # keys of dicts that a receiver remembers, each of at most KEY_MAX bytes
     KEY_MAX = 32
+    DEEP = 64          # levels that a tree has at most: to read it takes a call for each, to read a pickle does not
     LONG = 1024        # text and bytes from here on are written once, however often they turn up
 
 
@@ -452,12 +453,12 @@ cdef class Encoder:
         cdef uint64_t n = len(items)
         self.byte(code)
         self.number(&n, sizeof(n))
-        deeper(b" while encoding an object")
+        self.descend()
         try:
             for item in items:
                 self.node(item)
         finally:
-            Py_LeaveRecursiveCall()
+            self.ascend()
         if <uint64_t>len(items) != n:
             raise RuntimeError("a list changed its size while it was encoded")
         return 0
@@ -465,7 +466,7 @@ cdef class Encoder:
     cdef int mapping(self, dict items) except -1:
         cdef uint64_t n = len(items)
         self.number(&n, sizeof(n))
-        deeper(b" while encoding an object")
+        self.descend()
         try:
             for key, item in items.items():
                 if type(key) is not str:
@@ -473,8 +474,20 @@ cdef class Encoder:
                 self.text(key)
                 self.node(item)
         finally:
-            Py_LeaveRecursiveCall()
+            self.ascend()
         return 0
+
+    cdef int descend(self) except -1:
+        """Into a container. What is deeper than a tree may be is pickled: whoever receives it may be deep in calls."""
+        if self.depth >= DEEP:
+            raise _NeedsPickle
+        deeper(b" while encoding an object")
+        self.depth += 1
+        return 0
+
+    cdef void ascend(self) noexcept:
+        self.depth -= 1
+        Py_LeaveRecursiveCall()
 
     cdef int other(self, object x) except -1:
         """Named tuples, dataclasses, numpy's scalars, complex numbers; the rest is for pickle."""

@@ -7,8 +7,10 @@ import copyreg
 import dataclasses
 import datetime
 import enum
+import inspect
 import pickle
 import re
+import sys
 import threading
 import typing
 from multiprocessing.reduction import ForkingPickler
@@ -345,6 +347,23 @@ def test_depth_and_width() -> None:
     with pytest.raises(RecursionError):
         encode_to_array(deep)
     assert round_trip([1]) == [1]
+
+
+def from_deep_below(calls: int, what: Any) -> Any:
+    """What is returned by what was called after as many calls."""
+    return what() if calls == 0 else from_deep_below(calls - 1, what)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: {"a": x}, lambda x: (x, 1), Plain])
+def test_what_was_sent_can_be_read_by_whoever_is_deep_in_calls(wrap: Any) -> None:
+    """As a pickle can: to read one takes no more calls for what is deeper."""
+    deep: Any = np.zeros(2000)
+    for _ in range(150):
+        deep = wrap(deep)
+    message = encode_to_array(deep)
+    room = sys.getrecursionlimit() - len(inspect.stack(0)) - 150
+    back = from_deep_below(room, lambda: decode_from_array(message))
+    assert same(back, deep)
 
 
 def test_generators_and_other_things_that_cannot_be_sent() -> None:
