@@ -50,7 +50,7 @@ cdef class Encoder:
     cdef int put_part(self, Part *part, uint64_t nbytes, bint packed)
     cdef int part(self, Field f, object x) except -1
     cdef int node(self, object x) except -1
-    cdef int once(self, object x) except -1
+    cdef int once(self, object x, bint holds) except -1
     cdef int leave(self, object x) except -1
     cdef bint packed(self, list items) except -1
     cdef int sequence(self, uint8_t code, object items) except -1

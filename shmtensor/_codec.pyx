@@ -93,6 +93,7 @@ class _NeedsPickle(Exception):
     """What is being encoded has no form in the tree."""
 
 
+cdef dict _simple = {}     # id of a dtype that has no fields -> (the dtype, what is in _by_dtype)
 cdef dict _bare = {}       # id of a structured dtype -> (the dtype, whether it is bare)
 cdef dict _by_dtype = {}   # numpy's or torch's dtype -> (Field, name on the wire); (None, None): by pickle
 cdef dict _by_name = {}    # name on the wire -> Field
@@ -117,8 +118,6 @@ cdef bint _is_tensor_type(object cls) except -1:
 cdef bint _is_bare(object dtype) except -1:
     """See is_bare(). By identity: dtypes are equal that differ in this."""
     cdef PyObject *found
-    if dtype.names is None:
-        return dtype.metadata is None
     key = <size_t><PyObject *>dtype
     found = PyDict_GetItem(_bare, key)
     if found == NULL:
@@ -131,10 +130,24 @@ cdef bint _is_bare(object dtype) except -1:
 
 cdef object known_dtype(object dtype):
     """(Field, name on the wire) of a dtype; (None, None) if arrays of it must be pickled."""
-    cdef PyObject *found
-    if cnp.PyArray_DescrCheck(dtype) and not _is_bare(dtype):
-        return None, None
-    found = PyDict_GetItem(_by_dtype, dtype)
+    key = <size_t><PyObject *>dtype
+    cdef PyObject *found = PyDict_GetItem(_simple, key)
+    if found != NULL:
+        return (<tuple>found)[1]
+    if cnp.PyArray_DescrCheck(dtype):
+        if not _is_bare(dtype):
+            return None, None
+        if dtype.fields is not None:  # whose names may be changed
+            return _known_dtype(dtype)
+    if len(_simple) > 1000:
+        _simple.clear()
+    how = _known_dtype(dtype)
+    _simple[key] = dtype, how
+    return how
+
+
+cdef object _known_dtype(object dtype):
+    cdef PyObject *found = PyDict_GetItem(_by_dtype, dtype)
     if found != NULL:
         return <object>found
     try:
@@ -371,7 +384,11 @@ cdef class Encoder:
         if cls is bytes and PyBytes_GET_SIZE(x) < LONG:
             self.byte(c"b")
             return self.octets(x)
-        if self.once(x):
+        if cls is cnp.ndarray:
+            return 0 if self.once(x, False) else self.array(x)
+        if _is_tensor_type(cls):
+            return 0 if self.once(x, False) else self.tensor(x)
+        if self.once(x, True):
             return 0
         if cls is str:
             self.byte(c"u")
@@ -387,22 +404,19 @@ cdef class Encoder:
                 self.sequence(c"l", x)
         elif cls is tuple:
             self.sequence(c"t", x)
-        elif cls is cnp.ndarray:
-            self.array(x)
-        elif _is_tensor_type(cls):
-            self.tensor(x)
         else:
             self.other(x)
         return self.leave(x)
 
-    cdef int once(self, object x) except -1:
-        """Whether `x` was met before: then a reference stands for it."""
+    cdef int once(self, object x, bint holds) except -1:
+        """Whether `x` was met before: then a reference stands for it. If it `holds` others, leave() says when we are
+        through with them."""
         cdef PyObject *found
         cdef int64_t index
         key = <size_t><PyObject *>x
         found = PyDict_GetItem(self.memo, key)
         if found == NULL:
-            self.memo[key] = ~len(self.memo)  # negative: we are in it
+            self.memo[key] = ~len(self.memo) if holds else len(self.memo)  # negative: we are in it
             return 0
         index = <object>found
         if index < 0:
