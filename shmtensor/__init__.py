@@ -72,4 +72,7 @@ if not TYPE_CHECKING:  # or a type checker would believe that any name is here
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "DataLoader"]
+    """DataLoader only where it can be had, as help() and inspect ask for every name that is here."""
+    from importlib.util import find_spec
+
+    return [*globals(), *(["DataLoader"] if find_spec("torch") else [])]

@@ -629,7 +629,7 @@ def test_a_thousand_come_and_go() -> None:
 
 def test_torch_is_not_imported_without_need() -> None:
     code = """
-import sys
+import inspect, sys
 import numpy as np, shmtensor as st
 t = st.SharedTensor.from_array(np.arange(6.0).reshape(2, 3))
 assert t.numpy().sum() == 15 and np.from_dlpack(t).sum() == 15 and memoryview(t).nbytes == 48
@@ -651,6 +651,13 @@ except ImportError as e:
 else:
     raise AssertionError
 t.write(np.zeros((2, 3)))
+try:
+    st.DataLoader
+except ModuleNotFoundError as e:
+    assert e.name == "torch" and "shmtensor[torch]" in str(e), e
+else:
+    raise AssertionError
+inspect.getmembers(st)  # as help() does
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
