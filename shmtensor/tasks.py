@@ -256,7 +256,7 @@ class Results:
         if out.tries < self.tasks.retries:
             self._again.append(out)
             return
-        tried = f", as others did {out.tries} times before" if out.tries else ""
+        tried = f", as did {out.tries} before it" if out.tries else ""
         error = WorkerDied(f"worker process {pid} died while it had this task{tried}; see retries=")
         self._ready.append(Settled(out.key, False, error))
 
