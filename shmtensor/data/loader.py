@@ -54,7 +54,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
             which 0 is one. For map-style datasets.
         stateful: whether state_dict() can be called under the static schedule: then each worker leaves its random state
             with each batch, about 0.1 ms.
-        progress: whether an epoch has a progress bar, which is tqdm's.
+        progress: whether an epoch has a progress bar, which is tqdm's and needs it installed.
         max_slot_nbytes: bytes that one batch may take; memory is taken when it is first needed. None: a quarter of the
             machine's memory.
 
