@@ -119,10 +119,8 @@ def _notes(columns: list[Column], options: argparse.Namespace) -> Iterator[str]:
 
     checked = sum(result.items for _, results in columns for result in results.values())
     method = multiprocessing.get_context(options.start_method).get_start_method()
-    yield (
-        f"Workers: {options.workers}, by {method}. Rounds: {options.rounds}, of which the median, and the "
-        f"lowest and highest in brackets. Items checked: {checked:,}."
-    )
+    which = ", of which the median, and the lowest and highest in brackets" if options.rounds > 1 else ""
+    yield f"Workers: {options.workers}, by {method}. Rounds: {options.rounds}{which}. Items checked: {checked:,}."
     for job, _ in columns:
         yield (
             f"The check of the {job.title}, in the main process and the same for every answer, "
