@@ -14,7 +14,6 @@ myst_heading_anchors = 3  # links to headings, as GitHub makes them
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the extension's signatures carry none; the docstrings say what is taken
-autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 add_module_names = False

@@ -181,7 +181,7 @@ class Field:
     """One array of an item: ``Field((None, 4), "float32", max_shape=(100, 4))``."""
 
     shape: tuple[int | None, ...]  #: None where the size differs from item to item
-    dtype: DType
+    dtype: DType  #: the element type; ``dtype.name`` is numpy's and torch's name for it
     max_shape: tuple[int, ...] | None  #: bounds a dynamic shape; a dynamic field without it is unbounded
 
     def __init__(
