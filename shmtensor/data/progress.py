@@ -20,7 +20,7 @@ class Progress:
         try:
             from tqdm.auto import tqdm
         except ImportError:
-            raise ImportError("progress=True draws its bar with tqdm, which is not installed: pip install tqdm") from None
+            raise ImportError("progress=True draws its bar with tqdm, which is missing: pip install tqdm") from None
         self._batches = batches
         self._counts = loader._counts
         self._before = loader._counts.waited_s, loader._counts.elapsed_s
