@@ -18,12 +18,10 @@ page-locked, device.py copies batches to the device, flight.py keeps those that 
 through one, and cuda.py is all that is asked of CUDA itself.
 """
 
-try:
-    import torch as torch
-except ModuleNotFoundError as e:
-    if e.name != "torch":
-        raise
-    raise ModuleNotFoundError("shmtensor.data needs torch: pip install 'shmtensor[torch]'", name="torch") from None
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise ModuleNotFoundError("shmtensor.data needs torch: pip install 'shmtensor[torch]'", name="torch")
 
 from shmtensor.data.flight import record_stream
 from shmtensor.data.landing import empty
