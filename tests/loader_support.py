@@ -98,6 +98,11 @@ def transposed(i: int) -> torch.Tensor:
     return torch.full((40, 60), float(i)).t()
 
 
+def small_image(i: int) -> torch.Tensor:
+    """Channels last, and a batch of it is too small for a slot."""
+    return torch.arange(i, i + 12.0).reshape(2, 2, 3).permute(2, 0, 1)
+
+
 def of_any_length(i: int) -> torch.Tensor:
     return torch.full((100 + 7 * i,), float(i))
 
@@ -265,6 +270,10 @@ def lies_in_a_slot(x: torch.Tensor) -> bool:
 def init_seeds(worker_id: int) -> None:
     random.seed(worker_id)
     np.random.seed(worker_id + 3)
+
+
+def ignore_sigterm(worker_id: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def made_by_empty(samples: list[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import random
@@ -289,6 +290,35 @@ def test_a_worker_that_cannot_be_started(monkeypatch: Any) -> None:
         iter(loader())
     gc.collect()
     assert len(started) == 1 and not started[0].is_alive() and not unraisable
+
+
+class RaisesAtTwo:
+    """A sampler."""
+
+    def __init__(self, seconds: float = 0) -> None:
+        self.seconds = seconds
+
+    def __iter__(self) -> Any:
+        yield from (0, 1)
+        time.sleep(self.seconds)
+        raise KeyError("no third index")
+
+
+def test_a_sampler_that_raises_at_once() -> None:
+    """As torch's SIGCHLD handler looks at the workers that end then; and the next iterator may have the same id()."""
+    for _ in range(6):
+        with pytest.raises(KeyError, match="no third index"):
+            iter(loader(sampler=RaisesAtTwo()))
+        gc.collect()
+    assert not multiprocessing.active_children()
+
+
+def test_a_sampler_that_raises_while_workers_do_not_end(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    options = {"multiprocessing_context": "fork", "worker_init_fn": ls.ignore_sigterm}
+    with pytest.raises(KeyError, match="no third index"):
+        iter(loader(sampler=RaisesAtTwo(seconds=0.5), **options))
+    assert not multiprocessing.active_children()
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -248,18 +248,24 @@ class Iterator(_MultiProcessingDataLoaderIter):
 
     def _ignore_deaths(self) -> None:
         """torch's handler of SIGCHLD would raise, wherever the main thread is."""
-        if self._worker_pids_set:
+        if getattr(self, "_worker_pids_set", False):  # not yet, if a worker could not be started
             self._worker_pids_set = False
             _utils.signal_handling._remove_worker_pids(id(self))
 
     # ---- the end
 
     def _give_up(self) -> None:
-        """Ends the workers that were started before one could not be."""
+        """Ends the workers that were started before one could not be, or before the sampler raised."""
         self._shutdown = True
-        for process in getattr(self, "_workers", []):
+        self._ignore_deaths()  # or torch's handler would raise for those that end now, and know us for ever
+        processes = getattr(self, "_workers", [])
+        for process in processes:
             process.terminate()
-            process.join()
+        for process in processes:
+            process.join(_utils.MP_STATUS_CHECK_INTERVAL)
+            if process.is_alive():  # it has inherited a handler of SIGTERM, or is stopped
+                process.kill()
+                process.join()
 
     def _shutdown_workers(self) -> None:
         if os.getpid() != self._pid:

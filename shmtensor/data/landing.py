@@ -104,7 +104,9 @@ def _stack(batch: Any, *, collate_fn_map: Any = None) -> Any:
         if out is not None:
             return out
     out = _here.patiently(lambda seconds: landing.whole(shape, first.dtype, seconds))
-    return torch.stack(tuple(batch), 0) if out is None else torch.stack(tuple(batch), 0, out=out)
+    if out is None:  # torch's collate gives an out=, too: without one the strides might be those of the samples
+        out = torch.empty(shape, dtype=first.dtype)
+    return torch.stack(tuple(batch), 0, out=out)
 
 
 def _follow_each_other(batch: Sequence[torch.Tensor]) -> bool:
