@@ -98,9 +98,9 @@ def transposed(i: int) -> torch.Tensor:
     return torch.full((40, 60), float(i)).t()
 
 
-def small_image(i: int) -> torch.Tensor:
-    """Channels last, and a batch of it is too small for a slot."""
-    return torch.arange(i, i + 12.0).reshape(2, 2, 3).permute(2, 0, 1)
+def small_clip(i: int) -> torch.Tensor:
+    """Channels last; a batch of it is too small for a slot, so that it is stacked in ordinary memory."""
+    return torch.arange(i, i + 24.0).reshape(2, 2, 2, 3).permute(0, 3, 1, 2)
 
 
 def of_any_length(i: int) -> torch.Tensor:

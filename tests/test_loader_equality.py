@@ -89,6 +89,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "small tensors": (ls.Numbers(200, ls.small), {"batch_size": 64}),
     "transposed": (ls.Numbers(10, ls.transposed), {"batch_size": None}),
     "transposed, stacked": (ls.Numbers(10, ls.transposed), {"batch_size": 3}),
+    "channels last, small, stacked": (ls.Numbers(10, ls.small_clip), {"batch_size": 3}),
     "with grad": (ls.Numbers(10, ls.with_grad), {"batch_size": None}),
     "made in place": (ls.Numbers(23, ls.in_place), {"batch_size": 4}),
     "made in place, two fields": (ls.Numbers(23, ls.in_place_twice), {"batch_size": 4, "shuffle": True}),
