@@ -224,3 +224,26 @@ def test_errors() -> None:
         loader(generator=seeded).load_state_dict(state)
     with pytest.raises(ValueError, match="its version is None"):
         loader().load_state_dict({"_snapshot": {}})
+    for foreign in (None, [state]):
+        with pytest.raises(ValueError, match="its version is None"):
+            loader().load_state_dict(foreign)
+    it = iter(of := loader())
+    next(it)
+    state = of.state_dict()
+    for name in set(state) - {"version"}:
+        with pytest.raises(ValueError, match=f"not whole: KeyError\\('{name}'\\)"):
+            loader().load_state_dict({k: v for k, v in state.items() if k != name})
+    with pytest.raises(ValueError, match="not whole"):
+        loader().load_state_dict({**state, "begin": None})
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 0}, {"schedule": "dynamic"}])
+def test_a_state_of_a_longer_dataset(options: dict[str, Any]) -> None:
+    it = iter(of := loader(**options))
+    for _ in range(5):
+        next(it)
+    shorter = loader(ls.Numbers(12, ls.plain), **options)
+    shorter.load_state_dict(of.state_dict())
+    with pytest.raises(ValueError, match="after batch 5, and this epoch has 3"):
+        iter(shorter)
+    assert len(list(shorter)) == 3

@@ -9,7 +9,7 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _DatasetKind, _SingleProcessDataLoaderIter
 
 from shmtensor.data import seeds
-from shmtensor.data.position import Position
+from shmtensor.data.position import Position, pass_over
 
 if TYPE_CHECKING:
     from shmtensor.data.loader import DataLoader
@@ -45,8 +45,7 @@ class InProcess(_SingleProcessDataLoaderIter):
         if self._dataset_kind == _DatasetKind.Iterable:
             self._throw_away = n
             return
-        for _ in range(n):
-            self._next_index()
+        pass_over(self._next_index, n)
 
     def __next__(self) -> Any:
         if self._throw_away:

@@ -21,7 +21,7 @@ from shmtensor._core import Parcel
 from shmtensor.data import seeds, worker
 from shmtensor.data.context import Context
 from shmtensor.data.flight import in_flight
-from shmtensor.data.position import Position
+from shmtensor.data.position import Position, pass_over
 from shmtensor.data.results import EPOCHS, Results
 from shmtensor.data.retrying import Doing, States
 
@@ -146,8 +146,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
     def _try_put_index(self) -> None:
         if self._pass_over:  # the first time: the next batch has the number, and the worker, that it always had
             n, self._pass_over = self._pass_over, 0
-            for _ in range(n):
-                self._next_index()
+            pass_over(self._next_index, n)
             for _ in range(n % self._num_workers):
                 next(self._worker_queue_idx_cycle)
             self._send_idx = self._rcvd_idx = n

@@ -9,14 +9,14 @@ had after its last yielded batch; an iterable dataset is read again from its beg
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from shmtensor.data import seeds
 
-__all__ = ["Position", "generators_of"]
+__all__ = ["Position", "generators_of", "pass_over"]
 
 _VERSION = 1
 
@@ -31,6 +31,18 @@ def generators_of(loader: Any) -> list[torch.Generator]:
         if isinstance(x, torch.Generator) and not any(x is y for y in unique):
             unique.append(x)
     return unique
+
+
+def pass_over(next_index: Callable[[], object], n: int) -> None:
+    """Takes the indices of ``n`` batches that were yielded. StopIteration would come out of iter(), where nobody takes
+    it for an error: a generator would end, or the loop around it."""
+    for i in range(n):
+        try:
+            next_index()
+        except StopIteration:
+            raise ValueError(
+                f"the state was taken after batch {n}, and this epoch has {i}: the dataset, or its sampler, is another"
+            ) from None
 
 
 def _same_setting(loader: Any) -> Iterator[tuple[str, Any]]:
@@ -90,8 +102,16 @@ class Position:
     @classmethod
     def loaded(cls, state: dict[str, Any], loader: Any) -> Position:
         """What dumped() gave, if this loader can go on from there; else ValueError."""
-        if state.get("version") != _VERSION:
-            raise ValueError(f"not a state of a DataLoader: its version is {state.get('version')!r}, not {_VERSION}")
+        version = state.get("version") if isinstance(state, dict) else None
+        if version != _VERSION:
+            raise ValueError(f"not a state of a DataLoader: its version is {version!r}, not {_VERSION}")
+        try:
+            return cls._loaded(state, loader)
+        except (KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f"a state of a DataLoader that is not whole: {e!r}") from e
+
+    @classmethod
+    def _loaded(cls, state: dict[str, Any], loader: Any) -> Position:
         for name, value in _same_setting(loader):
             if state[name] != value:
                 raise ValueError(f"the state is of a DataLoader with {name}={state[name]!r}, not {value!r}")
