@@ -132,6 +132,18 @@ def test_bad_arguments(bad: Any) -> None:
 # ---- batches that are kept -------------------------------------------------------------------------------------------
 
 
+def test_a_warning_that_is_an_error_comes_once() -> None:
+    kept: list[Any] = []
+    it = iter(loader())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        kept += [next(it), next(it)]
+        with pytest.raises(RuntimeWarning, match="keep=2"):
+            next(it)
+        kept += it
+    assert numbers(kept) == [x for x in EVEN if x != 4]
+
+
 def test_all_may_be_kept() -> None:
     dl = loader()
     with pytest.warns(RuntimeWarning, match="keep=2") as said:

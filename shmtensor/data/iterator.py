@@ -196,11 +196,11 @@ class Iterator(_MultiProcessingDataLoaderIter):
         parked = sum(len(info) == 2 and type(info[1]) is Parcel for info in self._task_info.values())
         slots, most = self._results.slots, parked + self._results.parked + self._results.keep
         copy = not self._placement.has_room(lambda: slots.reading <= most)
-        if copy:
-            self._counts.has_copied(self._results.keep)
-        else:
-            self._placement.cover(slots, parcel)
-        try:
+        try:  # torch raises what is wrapped once the next task was sent; else the epoch would have fewer batches
+            if copy:
+                self._counts.has_copied(self._results.keep)
+            else:
+                self._placement.cover(slots, parcel)
             return parcel.open(copy)
         except Exception:
             return ExceptionWrapper(where="on receiving a batch from a DataLoader worker")

@@ -26,14 +26,14 @@ class Counts:
     elapsed_s: float = 0.0
 
     def has_copied(self, keep: int) -> None:
-        if self.copied == 0:
+        self.copied += 1
+        if self.copied == 1:  # and not again, where warnings are errors
             warnings.warn(
                 f"more than keep={keep} batches of a DataLoader are kept alive: further ones are copied. "
                 "Raise keep= to have them as views, or drop them earlier",
                 RuntimeWarning,
                 stacklevel=7,
             )
-        self.copied += 1
 
 
 class Shelf:
