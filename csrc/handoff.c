@@ -108,7 +108,7 @@ static int prove(shmt_segment *seg, uint32_t index, uint64_t nbytes) {
     uint64_t want = shmt_round_up(nbytes, SHMT_PAGE);
     int rc = shmt_memory_present(seg->fd, seg->geo.data_offset + index * seg->geo.slot_stride, have, want);
     if (rc == 0) {
-        rc = shmt_memory_populate(shmt_payload(seg, index), want);
+        rc = shmt_memory_populate_present(shmt_payload(seg, index), want);
     }
     if (rc == 0) {
         seg->mapped[index].nbytes = want;
@@ -181,11 +181,20 @@ int shmt_slot_reserve(shmt_segment *seg, shmt_slot *slot, uint64_t nbytes) {
         uint64_t from = have - have % SHMT_PAGE; /* killed after fallocate, the next owner does it again: no harm */
         uint64_t offset = seg->geo.data_offset + slot->index * seg->geo.slot_stride;
         int rc = shmt_memory_present(seg->fd, offset, from, want); /* another process may have grown it already */
-        if (rc != 0) {
-            rc = shmt_memory_reserve(seg->fd, offset + from, want - from);
+        bool there = rc == 0;
+        if (!there) {
+            uint64_t least = shmt_round_up(nbytes, SHMT_PAGE); /* those who wrote parts of it took no eighth more */
+            if (least < want && shmt_memory_present(seg->fd, offset, from, least) == 0) {
+                want = least;
+                rc = 0;
+                there = true;
+            } else {
+                rc = shmt_memory_reserve(seg->fd, offset + from, want - from);
+            }
         }
         if (rc == 0) {
-            rc = shmt_memory_populate(slot->data + from, want - from);
+            rc = there ? shmt_memory_populate_present(slot->data + from, want - from)
+                       : shmt_memory_populate(slot->data + from, want - from);
         }
         if (rc != 0) {
             return rc;

@@ -100,6 +100,7 @@ int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes);
 int shmt_memory_reserve_unchecked(int fd, uint64_t offset, uint64_t nbytes); /* what was checked as part of a whole */
 int shmt_memory_present(int fd, uint64_t offset, uint64_t have, uint64_t want);
 int shmt_memory_populate(void *at, uint64_t nbytes);
+int shmt_memory_populate_present(void *at, uint64_t nbytes);     /* after shmt_memory_present() */
 int shmt_memory_punch(int fd, uint64_t offset, uint64_t nbytes); /* gives it back to the system */
 
 /* ---- geometry.c: where everything lies ------------------------------------------------------------------------------ */

@@ -176,6 +176,13 @@ bool shmt_slot_is_ours(const shmt_slot *slot);
 int shmt_slot_abort(shmt_segment *seg, const shmt_slot *slot);
 int shmt_slot_abort_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n);
 
+/* Parts of a slot that somebody else has claimed, and will publish or abort, but not before it has heard of each part or of
+ * its writer's death. `index` and `word` are those of the claim, as they came through a hand-off. -ESTALE: it is not that
+ * claim any more. Only what was reserved may be touched. */
+int shmt_slot_borrow(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot *out);
+int shmt_slot_reserve_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, uint64_t nbytes);
+void shmt_slot_give_back(const shmt_segment *seg, const shmt_slot *slot);
+
 /* Consumer: the oldest published item. The _many forms take 1..n items that lie in consecutive slots; the nbytes of `first`
  * is then the least of theirs: so much of each of them may be touched. */
 int shmt_slot_try_acquire(shmt_segment *seg, shmt_slot *out);

@@ -16,6 +16,7 @@
 #include "reclaim.c"
 #include "lifecycle.c"
 #include "handoff.c"
+#include "borrow.c"
 #include "trim.c"
 #include "lease.c"
 #include "tasks.c"

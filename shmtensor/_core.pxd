@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from shmtensor._codec cimport Encoder
 from shmtensor._cshmt cimport shmt_death_cursor, shmt_lease, shmt_segment, shmt_slot, shmt_watch, shmt_watcher
-from shmtensor._views cimport Field, Hold, Place
+from shmtensor._views cimport Field, Hold, Place, Source
 
 cdef enum:
     BATCH_MAX = 64  # slots in one batch: keeps the words inside the object

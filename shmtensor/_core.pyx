@@ -45,10 +45,10 @@ cdef extern from "numpy/arrayobject.h":
         PyObject *weakreflist
 
 cdef extern from "errno.h":
-    int EAGAIN, EBUSY, EINTR, EOWNERDEAD, ERANGE, ETIMEDOUT, EINVAL, EUCLEAN
+    int EAGAIN, EBUSY, EINTR, EMSGSIZE, EOWNERDEAD, ERANGE, ETIMEDOUT, EINVAL, EUCLEAN
 
 cdef int _EAGAIN = EAGAIN, _EBUSY = EBUSY, _EINTR = EINTR, _ETIMEDOUT = ETIMEDOUT, _EUCLEAN = EUCLEAN
-cdef int _EOWNERDEAD = EOWNERDEAD, _ERANGE = ERANGE
+cdef int _EOWNERDEAD = EOWNERDEAD, _ERANGE = ERANGE, _EMSGSIZE = EMSGSIZE
 
 cdef int64_t STEP_NS = 100_000_000  # how long Ctrl-C may have to wait at most
 

@@ -121,6 +121,10 @@ cdef extern from "shmt.h" nogil:
     int shmt_slot_abort(shmt_segment *seg, const shmt_slot *slot)
     int shmt_slot_abort_many(shmt_segment *seg, const shmt_slot *first, const uint64_t *words, uint32_t n)
 
+    int shmt_slot_borrow(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot *out)
+    int shmt_slot_reserve_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, uint64_t nbytes)
+    void shmt_slot_give_back(const shmt_segment *seg, const shmt_slot *slot)
+
     int shmt_slot_try_acquire(shmt_segment *seg, shmt_slot *out)
     int shmt_slot_acquire(shmt_segment *seg, int64_t deadline_ns, shmt_slot *out)
     int shmt_slot_try_acquire_many(shmt_segment *seg, uint32_t n, uint64_t *words, shmt_slot *first)

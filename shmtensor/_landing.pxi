@@ -1,6 +1,7 @@
 # _landing.pxi - a slot in the making: tensors that come into being where their message will lie.
 
 cdef uint64_t LANDED_AT = 64  # the header's place, and aligned
+cdef uint64_t BEHIND = 1 << 16   # bytes that are reserved with a part: what the owner of the slot will write behind all
 cdef uint64_t SLOT_MAX = <uint64_t>1 << 46  # bytes: more than any slot has, and small enough to calculate with
 
 
@@ -159,6 +160,32 @@ cdef class Landing:
             self.slots.grow(&self.s, begin + nbytes, f"a batch with arrays of shape {shape}")
         self.used = (begin + nbytes + 63) & ~<uint64_t>63
         return begin
+
+    # ---- memory that others write
+
+    def lend(self, timeout=None):
+        """Claims a slot for others to write parts of: (slot, word), by which Objects.write_part() finds it. Nothing may
+        be published, nor this object go, before each of them has answered or is known to be dead.
+
+        Raises as Buffer.claim().
+        """
+        if self.lease != NULL or not self.claim(timeout):
+            raise RuntimeError("this landing has a slot already")
+        return self.s.index, self.s.word
+
+    def lent(self, uint64_t offset, tuple shape, dtype):
+        """What was written from ``offset`` on, as one tensor. Raises as Slot.reserve()."""
+        cdef Place at
+        cdef Field f = known_dtype(dtype)[0]
+        cdef uint64_t nbytes = self.measure_place(f, shape, &at)
+        if self.lease == NULL or offset < LANDED_AT or offset > SLOT_MAX:
+            raise ValueError("nothing was lent there")
+        self.slots.open_seg()
+        if self.s.nbytes < offset + nbytes:
+            self.slots.grow(&self.s, offset + nbytes, f"a batch with arrays of shape {shape}")
+        self.used = max(self.used, (offset + nbytes + 63) & ~<uint64_t>63)
+        at.data = self.s.data + offset
+        return f.tensor(&at, self.lease, &LEASE)
 
     # ---- the message
 

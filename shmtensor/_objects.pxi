@@ -2,6 +2,12 @@
 
 cdef uint64_t SMALL = 4096  # bytes that any slot of a queue has; what is larger goes to those that have grown already
 
+
+def has_place(dtype):
+    """Whether arrays, or tensors, of this dtype can lie in a slot as they are."""
+    return known_dtype(dtype)[0] is not None
+
+
 cdef class Objects(Buffer):
     """Sends and receives objects; queue.py makes the standard library's interfaces of it."""
 
@@ -153,6 +159,43 @@ cdef class Objects(Buffer):
     def reading(self):
         """Slots that somebody keeps: parcels, and views of what was in them."""
         return shmt_slots_reading(self.open_seg())
+
+    # ---- parts of a slot that another process has claimed
+
+    def write_part(self, uint32_t index, uint64_t word, uint64_t offset, x, bint is_last=False):
+        """Copies an array or tensor, in C order, to ``offset`` of a slot that Landing.lend() has claimed. Behind the
+        last one there will be room for what the slot's owner writes.
+
+        Raises:
+            LeaseLost: it is not claimed any more.
+            Otherwise as Slot.reserve(); the TypeError of a dtype that has no place in a slot: see has_place().
+        """
+        cdef shmt_slot s
+        cdef Source source
+        cdef uint64_t nbytes
+        cdef int d, rc
+        field, _ = known_dtype(x.dtype)
+        if field is None:
+            raise TypeError(f"{x.dtype} has no place in a slot")
+        kept = (<Field>field).source(x, &source)
+        nbytes = (<Field>field).itemsize
+        for d in range(source.ndim):
+            nbytes *= <uint64_t>source.shape[d]
+        self.pin()
+        try:
+            check(shmt_slot_borrow(self.seg, index, word, &s), "writing to a slot of another")
+            try:
+                with nogil:
+                    rc = shmt_slot_reserve_part(self.seg, &s, offset, nbytes)
+                    if rc == 0 and is_last:
+                        shmt_slot_reserve_part(self.seg, &s, offset + nbytes, BEHIND)  # its owner will ask again
+                if rc < 0:
+                    raise self._no_room(-rc, "a row of a batch", offset + nbytes)
+                (<Field>field).move(s.data + offset, &source)
+            finally:
+                shmt_slot_give_back(self.seg, &s)
+        finally:
+            self.unpin()
 
     # ---- how much is done
 
