@@ -5,15 +5,18 @@ Here and not in the test files, so that a spawned worker need not import pytest.
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import dataclasses
 import os
+import platform
 import random
 import resource
 import signal
 import time
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +40,9 @@ def own(x: Any) -> Any:
     if isinstance(x, np.ndarray):
         return x.copy()
     if isinstance(x, dict):
-        return {k: own(v) for k, v in x.items()}
+        out = copy.copy(x)  # of its kind
+        out.update({k: own(v) for k, v in x.items()})
+        return out
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         return type(x)(*map(own, x))
     if type(x) in (list, tuple):
@@ -115,6 +120,46 @@ def big(i: int) -> Any:
 _BIG = np.ones(1 << 20, np.uint8)
 
 
+def who_made_it(i: int) -> Any:
+    time.sleep(0.05)
+    return torch.full((300,), i), os.getpid()
+
+
+def ordered_by_turns(i: int) -> Any:
+    """Alike, but for the order of the keys."""
+    x = {"a": torch.full((100,), i), "b": torch.full((100,), -i)}
+    return x if i % 3 else dict(reversed(x.items()))
+
+
+def with_more_kinds(i: int) -> Any:
+    """What default_collate goes through, and what does not lie in the slot."""
+    return OrderedDict(
+        a=all_kinds(i),
+        view=torch.arange(24.0).reshape(4, 6).t()[::2] + i,
+        read_only=np.frombuffer(bytes([i % 256] * 6), np.uint8),
+        big_endian=np.full(4, i, ">i4").astype("<i4"),
+        empty=torch.empty(0, 3),
+        scalar=torch.tensor(i),
+        channels_last=small_clip(i),
+        mapping=defaultdict(int, x=small_clip(i), y=i),
+        record=Entry(torch.full((9,), i), {"z": [np.full(3, i)]}),
+        derived=Derived(torch.full((2,), i), i),
+    )
+
+
+class Entry(NamedTuple):
+    x: torch.Tensor
+    y: Any
+
+
+class Derived(Entry):
+    """A class made of a namedtuple, which may look at what it is given."""
+
+    def __new__(cls, x: torch.Tensor, y: Any) -> Derived:
+        assert isinstance(x, torch.Tensor)
+        return super().__new__(cls, x, y)
+
+
 def with_grad(i: int) -> dict[str, Any]:
     return {"x": torch.full((900,), float(i)).requires_grad_()}
 
@@ -139,6 +184,10 @@ def killed_at_7(i: int) -> Any:
     if i == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(i)
+
+
+def unsendable_at_7(i: int) -> Any:
+    return {"x": plain(i), "y": lambda: i} if i == 7 else {"x": plain(i), "y": i}
 
 
 def slow_at_7(i: int) -> Any:
@@ -297,6 +346,28 @@ def dies_once(i: int) -> Any:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return out
+
+
+def counts_calls(i: int) -> torch.Tensor:
+    """How often sample i was made, in any process. DEATHS as above."""
+    with (Path(os.environ["DEATHS"]) / str(i)).open("a") as f:
+        f.write("x")
+        f.flush()
+        return torch.tensor([i, f.tell()])
+
+
+def dies_before_its_child(i: int) -> torch.Tensor:
+    """Kills its worker at sample 5, the first time; a child, which nobody has told that it is one, has all of the
+    worker's descriptors for a while. DEATHS as above."""
+    mark = Path(os.environ["DEATHS"]) / str(i)
+    if i == 5 and not mark.exists():
+        mark.touch()
+        clone = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+        if ctypes.PyDLL(None).syscall(clone, int(signal.SIGCHLD), 0, 0, 0, 0) == 0:
+            time.sleep(1.5)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(i)
 
 
 def waits_for_3(i: int) -> Any:

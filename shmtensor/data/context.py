@@ -38,7 +38,7 @@ class Context:
         run: what a process runs: it is given torch's loop, its arguments, and what ``begins`` has for the worker.
         begins: of each worker, the random state to begin with; None: its seeds'.
         base_seed: of their seeds; None: that which torch's iterator has drawn.
-        shares: whether all have one queue of tasks.
+        shared: what the queue of tasks is that all have; None: each has its own.
         retries: whether processes that die are replaced.
         replays: whether a replacement has to do the whole epoch again.
     """
@@ -52,7 +52,7 @@ class Context:
         begins: list[bytes | None],
         *,
         base_seed: int | None,
-        shares: bool,
+        shared: type[SharedTasks] | None,
         retries: bool,
         replays: bool,
     ) -> None:
@@ -64,7 +64,7 @@ class Context:
         self._begins = begins
         self._base_seed = base_seed
         self.shared: SharedTasks | None = None
-        self._shares = shares
+        self._shared_type = shared
         self._retries = retries
         self._replays = replays
         self._made = 0  # queues of tasks
@@ -83,9 +83,9 @@ class Context:
             notes = Notes(worker, self._results.states, self._results.doing, replays=self._replays)
             notes.begins_with(self._begins[worker])
             self._results.notes.append(notes)
-        if not self._shares:
+        if self._shared_type is None:
             return Tasks(self._depth, notes)
-        self.shared = SharedTasks(self._depth * len(self._begins), notes, self._results)
+        self.shared = self._shared_type(self._depth * len(self._begins), notes, self._results)
         return self.shared
 
     def Event(self) -> Flag:
@@ -100,13 +100,13 @@ class Context:
         state = self._begins[len(self._jobs) - 1]
         return self._real.Process(target=self._run, args=(target, args, state))
 
-    def replacement(self, worker: int) -> tuple[Any, Tasks, list[Any], int]:
-        """Another process that runs what a worker ran, not started yet; its queue; the tasks to be sent; and how often
-        the first was tried. The queue is a new one, for nobody knows how far the other was read, or that of all."""
+    def replacement(self, worker: int, pid: int) -> tuple[Any, Tasks, list[Any], int]:
+        """Another process that runs what a worker ran, that of ``pid``, not started yet; its queue; the tasks to be
+        sent; and how often the one was tried that it died of. The queue is a new one, for nobody knows how far the
+        other was read, or that of all."""
         target, args = self._jobs[worker]
         (queue_of_tasks,) = (x for x in args if isinstance(x, Tasks))
-        assert queue_of_tasks.notes is not None
-        state, tasks, tries = queue_of_tasks.notes.again(worker)
+        state, tasks, tries = queue_of_tasks.again(worker, pid)
         if self.shared is None:
             new = Tasks(self._depth, queue_of_tasks.notes)
             args = tuple(new if x is queue_of_tasks else x for x in args)

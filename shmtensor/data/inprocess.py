@@ -10,6 +10,7 @@ from torch.utils.data.dataloader import _DatasetKind, _SingleProcessDataLoaderIt
 
 from shmtensor.data import seeds
 from shmtensor.data.position import Position, pass_over
+from shmtensor.data.rows import seeded_samples
 
 if TYPE_CHECKING:
     from shmtensor.data.loader import DataLoader
@@ -21,7 +22,8 @@ class InProcess(_SingleProcessDataLoaderIter):
     """What iter() of a DataLoader with num_workers=0 gives, if it can tell its position, or seeds each batch."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self._seeds_batches = loader.schedule == "dynamic"
+        self._seeds_batches = loader._is_dynamic
+        self._seeds_rows = loader._by_rows
         self._position = loader._new_position() or Position()
         self._throw_away = 0
         resume = loader._taken_resume()
@@ -66,6 +68,10 @@ class InProcess(_SingleProcessDataLoaderIter):
             return super()._next_data()
         index = self._next_index()
         with seeds.kept():
-            seeds.seed_for(self._base_seed, self._position.yielded)
-            data = self._dataset_fetcher.fetch(index)
+            if self._seeds_rows:
+                samples = seeded_samples(self._dataset, index, self._base_seed, self._position.yielded)
+                data = self._collate_fn(samples)
+            else:
+                seeds.seed_for(self._base_seed, self._position.yielded)
+                data = self._dataset_fetcher.fetch(index)
         return _utils.pin_memory.pin_memory(data, self._pin_memory_device) if self._pin_memory else data

@@ -19,11 +19,14 @@ from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoader
 
 from shmtensor._core import Parcel
 from shmtensor.data import seeds, worker
+from shmtensor.data.assembly import RowResults
 from shmtensor.data.context import Context
 from shmtensor.data.flight import in_flight
 from shmtensor.data.position import Position, pass_over
 from shmtensor.data.results import EPOCHS, Results
 from shmtensor.data.retrying import Doing, States
+from shmtensor.data.rows import RowTasks
+from shmtensor.data.tasks import SharedTasks
 
 if TYPE_CHECKING:
     from shmtensor.data.loader import DataLoader
@@ -65,21 +68,12 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._placement = loader._placement
         self._retries = loader.retries
         self._replay = loader.replay
-        self._is_dynamic = loader.schedule == "dynamic"
+        self._is_dynamic = loader._is_dynamic
         self._position: Position | None = None
         self._resume = loader._taken_resume()
         self._pass_over = 0  # batches that were yielded before, and are not made again
         self._throw_away = 0  # likewise, but they have to be made
-        outstanding = (loader.prefetch_factor or 2) * loader.num_workers
-        leaves_states = not self._is_dynamic and bool(loader.retries or loader.stateful)
-        self._results = Results(
-            # What is outstanding; what the user keeps; and two for each worker whose dataset keeps what it sends.
-            self._shelf.take(outstanding + loader.keep + 2 * loader.num_workers, loader.max_slot_nbytes),
-            loader.keep,
-            opens=_pins(loader),
-            states=States(loader.num_workers, outstanding + 2) if leaves_states else None,
-            doing=Doing(loader.num_workers) if self._is_dynamic and loader.retries else None,
-        )
+        self._results = self._new_results(loader)
         self._context = Context(
             loader.multiprocessing_context or torch.multiprocessing,
             self._results,
@@ -87,7 +81,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
             worker.run,
             self._begins(loader.num_workers),
             base_seed=None if self._resume is None else self._resume.base_seed,
-            shares=self._is_dynamic,
+            shared=RowTasks if loader._by_rows else SharedTasks if self._is_dynamic else None,
             retries=bool(loader.retries),
             replays=loader.replay,
         )
@@ -99,6 +93,28 @@ class Iterator(_MultiProcessingDataLoaderIter):
                 raise
         if loader.retries:
             self._ignore_deaths()
+
+    def _new_results(self, loader: DataLoader[Any]) -> Results:
+        outstanding = (loader.prefetch_factor or 2) * loader.num_workers
+        # What is outstanding; what the user keeps; and two for each worker: whose dataset keeps what it sends, or who
+        # still writes a row of an epoch that is over.
+        slots = self._shelf.take(outstanding + loader.keep + 2 * loader.num_workers, loader.max_slot_nbytes)
+        if loader._by_rows:
+            return RowResults(
+                slots,
+                loader.keep,
+                rows_at_once=min(outstanding * (loader.batch_size or 32), 1024) + loader.num_workers,
+                max_slot_nbytes=loader.max_slot_nbytes,
+                opens=_pins(loader),
+            )
+        leaves_states = not self._is_dynamic and bool(loader.retries or loader.stateful)
+        return Results(
+            slots,
+            loader.keep,
+            opens=_pins(loader),
+            states=States(loader.num_workers, outstanding + 2) if leaves_states else None,
+            doing=Doing(loader.num_workers) if self._is_dynamic and loader.retries else None,
+        )
 
     # ---- batches
 
@@ -233,7 +249,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         if self._dataset_kind == _DatasetKind.Iterable and not replay:
             why = "an iterable dataset has to start over: see replay="
         else:
-            process, queue_of_tasks, tasks, tries = self._context.replacement(i)
+            process, queue_of_tasks, tasks, tries = self._context.replacement(i, pid)
             if tries > retries:
                 why = f"a batch was tried {tries} times: see retries="
         if why:
@@ -280,4 +296,4 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._results.drain()
         in_flight.poll()
         if not any(w.is_alive() for w in self._workers):
-            self._shelf.leave(self._results.slots)
+            self._shelf.leave(self._results.left())

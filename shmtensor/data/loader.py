@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from shmtensor.data.iterator import Iterator
 from shmtensor.data.placement import IN_PLACE, Placement
 from shmtensor.data.position import Position, generators_of
 from shmtensor.data.progress import Progress
+from shmtensor.data.rows import why_not
 from shmtensor.data.shelf import Counts, Shelf
 from shmtensor.segments import check_int
 
@@ -52,6 +54,11 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
             next batch, so that a slow one holds up nobody but itself; the random states (torch's, numpy's and random's)
             are seeded for each batch, so that the batches depend neither on who makes them nor on ``num_workers``, of
             which 0 is one. For map-style datasets.
+        granularity: "batch": a worker makes a batch. "sample": all workers make each batch, one sample after the other,
+            so that the first is there sooner, and none waits for one worker alone; for batches of a few large samples.
+            The random states are seeded for each sample, so that the batches do not depend on ``num_workers``, as with
+            the dynamic schedule. It needs a map-style dataset without ``__getitems__``, default_collate and samples of
+            one shape; without those it warns, and a worker makes a batch.
         stateful: whether state_dict() can be called under the static schedule: then each worker leaves its random state
             with each batch, about 0.1 ms.
         progress: whether an epoch has a progress bar, which is tqdm's and needs it installed.
@@ -88,6 +95,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         retries: int = 0,
         replay: bool = False,
         schedule: Literal["static", "dynamic"] = "static",
+        granularity: Literal["batch", "sample"] = "batch",
         stateful: bool = False,
         progress: bool = False,
         max_slot_nbytes: int | None = None,
@@ -103,6 +111,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         self.retries = retries
         self.replay = replay
         self.schedule = schedule
+        self.granularity = granularity
         self.stateful = stateful
         self.progress = progress
         self.max_slot_nbytes = max_slot_nbytes
@@ -136,6 +145,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         )
 
         self._check_schedule()
+        self._by_rows = self._check_granularity()
 
     def _check_schedule(self) -> None:
         if self.schedule not in ("static", "dynamic"):
@@ -148,13 +158,29 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
         if self.stateful and not self.in_order:
             raise ValueError("stateful=True needs in_order=True, or what was yielded is no beginning of the epoch")
 
+    def _check_granularity(self) -> bool:
+        """Whether batches are made by rows."""
+        if self.granularity not in ("batch", "sample"):
+            raise ValueError(f"granularity has to be 'batch' or 'sample', not {self.granularity!r}")
+        if self.granularity == "batch":
+            return False
+        why = why_not(self)
+        if why is not None:
+            warnings.warn(f"granularity='sample' is not possible, as {why}: one worker makes a batch", stacklevel=3)
+        return why is None
+
+    @property
+    def _is_dynamic(self) -> bool:
+        """Whether all workers have one queue of tasks, and each task its own seed."""
+        return self.schedule == "dynamic" or self._by_rows
+
     def __iter__(self) -> Any:
         batches = super().__iter__()
         return Progress(self, batches) if self.progress else batches
 
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:
-            batches = InProcess(self) if self._is_stateful else super()._get_iterator()
+            batches = InProcess(self) if self._is_stateful or self._is_dynamic else super()._get_iterator()
             return batches if self.device is None else Moved(batches, self._placement.moved)
         self.check_worker_number_rationality()
         return Iterator(self)
@@ -167,7 +193,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
 
     @property
     def _is_stateful(self) -> bool:
-        return self.in_order and (self.stateful or self.schedule == "dynamic")
+        return self.in_order and (self.stateful or self._is_dynamic)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch is that was begun last: after the last batch that was yielded. It holds tensors and numbers
@@ -203,7 +229,9 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
 
     def _check_stateful(self) -> None:
         if not self._is_stateful:
-            raise RuntimeError("there is a state_dict() with stateful=True, or with schedule='dynamic', if in_order")
+            raise RuntimeError(
+                "there is a state_dict() with stateful=True, schedule='dynamic' or granularity='sample', if in_order"
+            )
 
     def _new_position(self) -> Position | None:
         """For an epoch that begins now; None: nobody will ask for it."""

@@ -48,8 +48,9 @@ def pass_over(next_index: Callable[[], object], n: int) -> None:
 def _same_setting(loader: Any) -> Iterator[tuple[str, Any]]:
     """What has to be the same for the one who goes on."""
     yield "schedule", loader.schedule
+    yield "granularity", "sample" if loader._by_rows else "batch"
     yield "batch_size", loader.batch_size
-    if loader.schedule == "static":
+    if not loader._is_dynamic:
         yield "num_workers", loader.num_workers
 
 

@@ -66,6 +66,11 @@ class Results:
         slots, states, doing = state
         self.__init__(slots, 0, opens=False, states=states, doing=doing)  # type: ignore[misc]
 
+    @property
+    def inbox(self) -> ObjectSlots:
+        """What the workers send to."""
+        return self.slots
+
     def get(self, timeout: float | None = None) -> tuple[Any, Any]:
         """(number, batch or Parcel), or another pair of what a worker has sent."""
         if self._early:
@@ -93,13 +98,13 @@ class Results:
     def _receive_and_time(self, timeout: float | None) -> tuple[int, Any]:
         """As the slots' own, and takes down how long it waited."""
         try:
-            return self.slots.receive_parcel(0)
+            return self.inbox.receive_parcel(0)
         except queue.Empty:
             if timeout == 0:
                 raise
         began = time.perf_counter()
         try:
-            return self.slots.receive_parcel(timeout)
+            return self.inbox.receive_parcel(timeout)
         finally:
             self.waited_s += time.perf_counter() - began
 
@@ -137,6 +142,10 @@ class Results:
         """Throws away what has come: whoever waits for a slot has one."""
         self._early.clear()
         self.slots.drain()
+
+    def left(self) -> ObjectSlots:
+        """The slots, for another epoch: nobody else is there any more."""
+        return self.slots
 
     def cancel_join_thread(self) -> None:
         """Nothing waits in this process."""

@@ -34,6 +34,12 @@ class Tasks(Queue):
         """Sends one that is known already, as it went to somebody who is dead."""
         super().put(task)
 
+    def again(self, worker: int, pid: int) -> tuple[bytes | None, list[Any], int]:
+        """Of the replacement for a worker: (random state to begin with, tasks to be sent to it, how often the one was
+        tried that it died of)."""
+        assert self.notes is not None
+        return self.notes.again(worker)
+
 
 class SharedTasks(Tasks):
     """What all workers have to do, whoever comes first. Each task says how its random states are to be seeded."""

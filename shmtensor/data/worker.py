@@ -15,7 +15,10 @@ from torch._utils import ExceptionWrapper
 
 from shmtensor._core import Landing
 from shmtensor.data import landing
+from shmtensor.data.assembly import RowResults
+from shmtensor.data.filling import Fill
 from shmtensor.data.results import Results, tag_from, tag_of
+from shmtensor.data.rows import RowTasks, is_whole
 from shmtensor.data.seeds import restore, seed_for
 from shmtensor.data.tasks import Tasks
 from shmtensor.tasks import orphan_test
@@ -32,13 +35,17 @@ def run(loop: Callable[..., None], args: tuple[Any, ...], state: bytes | None = 
     bound = inspect.signature(loop).bind(*args)
     given = bound.arguments
     patiently = _Patience()
-    sender = _Sender(given["data_queue"], given["worker_id"], patiently)
+    results, tasks = given["data_queue"], given["index_queue"]
+    sender = _Sender(results, given["worker_id"], patiently)
     given["data_queue"] = sender
-    given["index_queue"] = _Receiver(given["index_queue"], sender, patiently)
+    given["index_queue"] = _Receiver(tasks, sender, patiently)
     if state is not None:
         given["init_fn"] = _Restoring(given["init_fn"], state)
-    given["collate_fn"] = landing.Collate(given["collate_fn"])
-    landing.begin(sender.landing, patiently)
+    if isinstance(tasks, RowTasks):
+        given["collate_fn"] = Fill(given["collate_fn"], given["dataset"], tasks, results.slots)
+    else:
+        given["collate_fn"] = landing.Collate(given["collate_fn"])
+        landing.begin(sender.landing, patiently)
     loop(*bound.args, **bound.kwargs)
 
 
@@ -75,12 +82,13 @@ class _Sender:
     """The loop's data queue."""
 
     def __init__(self, results: Results, worker_id: int, patiently: _Patience) -> None:
-        self.landing = Landing(results.slots)
+        self.landing = Landing(results.inbox)
         self._patiently = patiently
         self._states = results.states
         self._doing = results.doing
         self._worker_id = worker_id
         self._epoch = 0
+        self._sends_rows = isinstance(results, RowResults)
 
     def begin(self, number: int, rows: int, base_seed: int | None = None, epoch: int = 0) -> None:
         """The next that is put will be this batch."""
@@ -102,8 +110,8 @@ class _Sender:
         try:
             self._write(data, tag_of(number, self._epoch))
         except Exception:  # it cannot be sent: that is the result
-            wrapper = ExceptionWrapper(where=f"in DataLoader worker process {self._worker_id}")
-            self._write(wrapper, tag_of(number, self._epoch))
+            wrong = ExceptionWrapper(where=f"in DataLoader worker process {self._worker_id}")
+            self._write(None if self._sends_rows and not is_whole(number) else wrong, tag_of(number, self._epoch))
 
     def _write(self, x: Any, tag: int) -> None:
         self._patiently(lambda seconds: self.landing.write(x, tag, seconds))
