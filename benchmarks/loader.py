@@ -43,8 +43,8 @@ OURS, TORCH, FILES, SPDL, NONE, LIMIT = "shmtensor", "torch", "torch fs", "SPDL 
 
 
 class Samples(Dataset[Any]):
-    def __init__(self, n: int, shape: tuple[int, ...], dtype: str, in_place: bool) -> None:
-        self.n, self.in_place = n, in_place
+    def __init__(self, n: int, shape: tuple[int, ...], dtype: str, in_place: bool, computed: bool = False) -> None:
+        self.n, self.in_place, self.computed = n, in_place, computed
         self.x = np.ones(shape, dtype)
         self.shape, self.dtype = shape, torch.from_numpy(self.x).dtype
 
@@ -54,7 +54,7 @@ class Samples(Dataset[Any]):
     def __getitem__(self, i: int) -> torch.Tensor:
         if self.in_place:  # as if it had been decoded there
             return shmtensor.data.empty(self.shape, self.dtype)
-        return torch.from_numpy(self.x)
+        return torch.from_numpy(self.x * np.float32(2) if self.computed else self.x)
 
 
 def samples(kind: str, shape: tuple[int, ...], dtype: str, batch: int | None, in_place: bool, n: int) -> float:
@@ -186,15 +186,19 @@ def cpu_seconds() -> float:
     return sum(x.ru_utime + x.ru_stime for x in used)
 
 
-def first_batch(kind: str, nbytes: int, batch: int, start: str, more: dict[str, Any]) -> float:
-    """Milliseconds from iter() to the first batch."""
+def first_batch(kind: str, nbytes: int, batch: int, start: str, computed: bool, more: dict[str, Any]) -> Any:
+    """Milliseconds from iter() to the first batch, and those that its samples take by themselves."""
     torch.set_num_threads(1)
-    dataset = Samples(batch, (nbytes // 4,), "float32", False)
+    dataset = Samples(batch, (nbytes // 4,), "float32", False, computed)
+    began = time.perf_counter()
+    for i in range(batch):
+        dataset[i]
+    alone = time.perf_counter() - began
     loader_type: Any = st.DataLoader if kind == OURS else DataLoader
     loader = loader_type(dataset, batch, num_workers=2, multiprocessing_context=start, **(more if kind == OURS else {}))
     began = time.perf_counter()
     next(iter(loader))
-    return (time.perf_counter() - began) * 1e3
+    return (time.perf_counter() - began) * 1e3, alone * 1e3
 
 
 def others(options: Any) -> None:
@@ -206,17 +210,22 @@ def others(options: Any) -> None:
     rates, cpu = ({k: statistics.median(x[i] for x in v) for k, v in found.items()} for i in (0, 1))
     print(f"photographs, batches of 32: {rates[OURS]:,.0f} images/s (x {rates[OURS] / rates[TORCH]:.2f}), "
           f"{cpu[OURS]:.2f} ms CPU an image (x {cpu[OURS] / cpu[TORCH]:.2f})")  # fmt: skip
-    for what, nbytes, batch, start, more in (
-        ("8 of 150 KB, fork", 150_528, 8, "fork", {}),
-        ("8 of 150 KB, spawn", 150_528, 8, "spawn", {}),
-        ("8 of 16 MB, fork", 16 << 20, 8, "fork", {}),
+    by_rows = {"granularity": "sample"}
+    for what, nbytes, batch, start, computed, more in (
+        ("8 of 150 KB, fork", 150_528, 8, "fork", False, {}),
+        ("8 of 150 KB, spawn", 150_528, 8, "spawn", False, {}),
+        ("8 of 16 MB, fork", 16 << 20, 8, "fork", False, {}),
+        ('8 of 16 MB, fork, granularity="sample"', 16 << 20, 8, "fork", False, by_rows),
+        ('8 of 16 MB, fork, granularity="sample", computed', 16 << 20, 8, "fork", True, by_rows),
     ):
-        each: dict[str, list[float]] = {OURS: [], TORCH: []}
+        each: dict[str, list[tuple[float, float]]] = {OURS: [], TORCH: []}
         for _ in range(options.repeats):
             for kind, times in each.items():
-                times.append(harness.isolated(first_batch, kind, nbytes, batch, start, more, timeout=300))
-        ours, theirs = (statistics.median(each[kind]) for kind in (OURS, TORCH))
-        print(f"first batch, {what}: {ours:,.1f} ms, torch {theirs:,.1f} (x {ours / theirs:.2f})", flush=True)
+                times.append(harness.isolated(first_batch, kind, nbytes, batch, start, computed, more, timeout=300))
+        ours, theirs = (statistics.median(x[0] for x in each[kind]) for kind in (OURS, TORCH))
+        alone = statistics.median(x[1] for x in each[OURS])
+        print(f"first batch, {what}: {ours:,.1f} ms, torch {theirs:,.1f} (x {ours / theirs:.2f}); "
+              f"its samples alone {alone:,.1f}", flush=True)  # fmt: skip
 
 
 def rate(kind: str, nbytes: int, batch: int | None, workers: int, seconds: float) -> float:

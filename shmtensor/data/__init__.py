@@ -13,6 +13,9 @@ context.py gives torch's iterator those queues, and the processes; inprocess.py 
 segments that one epoch leaves to the next, retrying.py what it takes to compute a dead worker's batches again,
 position.py what it takes to go on in the middle of an epoch, and seeds.py the random states that both need.
 
+With granularity="sample" a batch is made by several workers; rows.py tells how, and with assembly.py and filling.py it
+takes the place of tasks.py, landing.py and half of results.py.
+
 For a GPU there is placement.py: what becomes of a batch once it is opened. pinning.py knows which slots are
 page-locked, device.py copies batches to the device, flight.py keeps those that are being copied, structure.py goes
 through one, and cuda.py is all that is asked of CUDA itself.

@@ -157,8 +157,8 @@ class RowTasks(SharedTasks):
         return None, [], self.look()
 
     def look(self) -> int:
-        """Sends again what dead workers had in hand, once all that they have answered can be received. Returns how often
-        one of those rows was tried."""
+        """Sends again what dead workers had in hand, once all that they have answered can be received. Returns how
+        often one of those rows was tried."""
         if not self._dead:
             return 0
         self._slots.reclaim()
