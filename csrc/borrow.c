@@ -27,10 +27,15 @@ int shmt_slot_borrow(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot
     return 0;
 }
 
-/* What is known to be touchable of a slot begins at its beginning, so that nothing is remembered of parts: who writes the same
- * one again asks the kernel again, which takes a microsecond per megabyte. Pages come through faults, not through pwrite(),
- * which need not clear them (6.6 ms for 16 MB, and not 10.4), but would keep all other writers of the segment waiting. */
-int shmt_slot_reserve_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, uint64_t nbytes) {
+static uint64_t file_offset(const shmt_segment *seg, const shmt_slot *slot) {
+    return seg->geo.data_offset + slot->index * seg->geo.slot_stride;
+}
+
+/* The pages of a part. 1: it may be touched; 0: they are not there yet, or nobody has touched them; -errno. What is known to
+ * be touchable of a slot begins at its beginning, so that nothing is remembered of parts: who writes the same one again asks
+ * the kernel again, which takes a microsecond per megabyte. */
+static int look_at_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, uint64_t nbytes, uint64_t *from,
+                        uint64_t *until) {
     const uint64_t stride = seg->geo.slot_stride;
     if (slot->generation != shmt_fork_generation) {
         return -ESTALE;
@@ -39,17 +44,38 @@ int shmt_slot_reserve_part(shmt_segment *seg, const shmt_slot *slot, uint64_t of
         return -EMSGSIZE;
     }
     if (nbytes == 0 || offset + nbytes <= shmt_touchable(seg, slot->index)) {
+        return 1;
+    }
+    const uint64_t end = shmt_round_up(offset + nbytes, SHMT_PAGE);
+    *from = offset - offset % SHMT_PAGE;
+    *until = end < stride ? end : stride;
+    if (shmt_memory_present(seg->fd, file_offset(seg, slot), *from, *until) != 0) {
         return 0;
     }
-    const uint64_t at = seg->geo.data_offset + slot->index * stride;
-    const uint64_t from = offset - offset % SHMT_PAGE;
-    uint64_t until = shmt_round_up(offset + nbytes, SHMT_PAGE);
-    until = until < stride ? until : stride;
-    if (shmt_memory_present(seg->fd, at, from, until) == 0) {
-        return shmt_memory_populate_present(slot->data + from, until - from);
+    int rc = shmt_memory_populate_present(slot->data + *from, *until - *from);
+    return rc < 0 ? rc : 1;
+}
+
+int shmt_slot_reserve_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, uint64_t nbytes) {
+    uint64_t from, until;
+    int rc = look_at_part(seg, slot, offset, nbytes, &from, &until);
+    if (rc == 0) {
+        rc = shmt_memory_reserve(seg->fd, file_offset(seg, slot) + from, until - from);
+        rc = rc < 0 ? rc : shmt_memory_populate(slot->data + from, until - from);
     }
-    int rc = shmt_memory_reserve(seg->fd, at + from, until - from);
-    return rc == 0 ? shmt_memory_populate(slot->data + from, until - from) : rc;
+    return rc < 0 ? rc : 0;
+}
+
+int shmt_slot_write_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, const void *data, uint64_t nbytes) {
+    uint64_t from, until;
+    int rc = look_at_part(seg, slot, offset, nbytes, &from, &until);
+    if (rc > 0) {
+        shmt_copy(slot->data + offset, data, nbytes);
+    } else if (rc == 0) {
+        rc = shmt_memory_reserve(seg->fd, file_offset(seg, slot) + from, until - from);
+        rc = rc < 0 ? rc : shmt_memory_write(seg->fd, file_offset(seg, slot) + offset, data, nbytes);
+    }
+    return rc < 0 ? rc : 0;
 }
 
 void shmt_slot_give_back(const shmt_segment *seg, const shmt_slot *slot) {

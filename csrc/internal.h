@@ -100,8 +100,9 @@ int shmt_memory_reserve(int fd, uint64_t offset, uint64_t nbytes);
 int shmt_memory_reserve_unchecked(int fd, uint64_t offset, uint64_t nbytes); /* what was checked as part of a whole */
 int shmt_memory_present(int fd, uint64_t offset, uint64_t have, uint64_t want);
 int shmt_memory_populate(void *at, uint64_t nbytes);
-int shmt_memory_populate_present(void *at, uint64_t nbytes);     /* after shmt_memory_present() */
-int shmt_memory_punch(int fd, uint64_t offset, uint64_t nbytes); /* gives it back to the system */
+int shmt_memory_populate_present(void *at, uint64_t nbytes);                       /* after shmt_memory_present() */
+int shmt_memory_write(int fd, uint64_t offset, const void *data, uint64_t nbytes); /* to what was reserved */
+int shmt_memory_punch(int fd, uint64_t offset, uint64_t nbytes);                   /* gives it back to the system */
 
 /* ---- geometry.c: where everything lies ------------------------------------------------------------------------------ */
 int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo); /* of a segment to be created */

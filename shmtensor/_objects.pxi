@@ -174,6 +174,7 @@ cdef class Objects(Buffer):
         cdef Source source
         cdef uint64_t nbytes
         cdef int d, rc
+        cdef bint packed
         field, _ = known_dtype(x.dtype)
         if field is None:
             raise TypeError(f"{x.dtype} has no place in a slot")
@@ -185,13 +186,18 @@ cdef class Objects(Buffer):
         try:
             check(shmt_slot_borrow(self.seg, index, word, &s), "writing to a slot of another")
             try:
+                packed = source.packed
                 with nogil:
-                    rc = shmt_slot_reserve_part(self.seg, &s, offset, nbytes)
+                    if packed:
+                        rc = shmt_slot_write_part(self.seg, &s, offset, source.data, nbytes)
+                    else:
+                        rc = shmt_slot_reserve_part(self.seg, &s, offset, nbytes)
                     if rc == 0 and is_last:
                         shmt_slot_reserve_part(self.seg, &s, offset + nbytes, BEHIND)  # its owner will ask again
                 if rc < 0:
                     raise self._no_room(-rc, "a row of a batch", offset + nbytes)
-                (<Field>field).move(s.data + offset, &source)
+                if not packed:
+                    (<Field>field).move(s.data + offset, &source)
             finally:
                 shmt_slot_give_back(self.seg, &s)
         finally:

@@ -14,11 +14,19 @@ static uint64_t blocks(const shmt_segment *seg) {
     return (uint64_t)st.st_blocks * 512;
 }
 
+/* Every other part in its place, the others at once. */
 static void fill(shmt_segment *seg, const shmt_slot *lent, uint64_t part, uint64_t nbytes, uint8_t mark) {
     shmt_slot slot;
     CHECK_EQ(shmt_slot_borrow(seg, lent->index, lent->word, &slot), 0);
-    CHECK_EQ(shmt_slot_reserve_part(seg, &slot, part * nbytes, nbytes), 0);
-    memset(slot.data + part * nbytes, mark, nbytes);
+    if (part % 2 == 0) {
+        CHECK_EQ(shmt_slot_reserve_part(seg, &slot, part * nbytes, nbytes), 0);
+        memset(slot.data + part * nbytes, mark, nbytes);
+    } else {
+        uint8_t *bytes = malloc(nbytes);
+        memset(bytes, mark, nbytes);
+        CHECK_EQ(shmt_slot_write_part(seg, &slot, part * nbytes, bytes, nbytes), 0);
+        free(bytes);
+    }
     shmt_slot_give_back(seg, &slot);
 }
 
@@ -108,6 +116,8 @@ static void a_part_lies_within_the_slot(void) {
     CHECK_EQ(shmt_slot_borrow(peer, lent.index, lent.word, &slot), 0);
     const uint64_t before = blocks(seg);
     CHECK_EQ(shmt_slot_reserve_part(peer, &slot, 0, STRIDE + 1), -EMSGSIZE);
+    CHECK_EQ(shmt_slot_write_part(peer, &slot, STRIDE - 1, "ab", 2), -EMSGSIZE);
+    CHECK_EQ(shmt_slot_write_part(peer, &slot, 100, NULL, 0), 0);
     CHECK_EQ(shmt_slot_reserve_part(peer, &slot, STRIDE, 1), -EMSGSIZE);
     CHECK_EQ(shmt_slot_reserve_part(peer, &slot, STRIDE + 1, 0), -EMSGSIZE);
     CHECK_EQ(shmt_slot_reserve_part(peer, &slot, UINT64_MAX, 2), -EMSGSIZE);
@@ -121,6 +131,7 @@ static void a_part_lies_within_the_slot(void) {
     CHECK_EQ(blocks(seg), before + SHMT_PAGE);
     slot.generation++; /* as in a child of a fork */
     CHECK_EQ(shmt_slot_reserve_part(peer, &slot, 0, 1), -ESTALE);
+    CHECK_EQ(shmt_slot_write_part(peer, &slot, 0, "a", 1), -ESTALE);
     CHECK_EQ(shmt_slot_abort(seg, &lent), 0);
     shmt_segment_drop(peer);
     shmt_segment_drop(seg);
@@ -141,9 +152,12 @@ static void full_memory_is_an_error(void) {
         while (write(fd, page, sizeof page) == (ssize_t)sizeof page) {
         }
         CHECK_EQ(shmt_slot_reserve_part(peer, &slot, 1 << 20, 1 << 20), -ENOSPC);
+        static uint8_t bytes[1 << 20];
+        CHECK_EQ(shmt_slot_write_part(peer, &slot, 2 << 20, bytes, 1 << 20), -ENOSPC);
         CHECK_EQ(ftruncate(fd, 0), 0);
         CHECK_EQ(shmt_slot_reserve_part(peer, &slot, 1 << 20, 1 << 20), 0);
         memset(slot.data + (1 << 20), 1, 1 << 20);
+        CHECK_EQ(shmt_slot_write_part(peer, &slot, 2 << 20, bytes, 1 << 20), 0);
         CHECK_EQ(shmt_slot_abort(seg, &lent), 0);
         shmt_segment_drop(peer);
         shmt_segment_drop(seg);
