@@ -230,14 +230,14 @@ int shmt_memory_populate_present(void *at, uint64_t nbytes) { return populate(at
 int shmt_memory_write(int fd, uint64_t offset, const void *data, uint64_t nbytes) {
     const uint8_t *from = data;
     while (nbytes > 0) {
-        ssize_t n = pwrite(fd, from, nbytes, (off_t)offset);
-        if (n > 0) {
-            from += n;
-            offset += (uint64_t)n;
-            nbytes -= (uint64_t)n;
-        } else if (n == 0 || errno != EINTR) {
-            return n == 0 ? -EIO : -errno;
+        ssize_t n = pwrite(fd, from, nbytes, (off_t)offset); /* never 0: the file is longer */
+        if (n < 0 && errno != EINTR) {
+            return -errno;
         }
+        uint64_t done = n > 0 ? (uint64_t)n : 0;
+        from += done;
+        offset += done;
+        nbytes -= done;
     }
     return 0;
 }

@@ -184,8 +184,12 @@ ssize_t read(int fd, void *to, size_t n) {
 off_t lseek(int fd, off_t at, int whence) {
     return FAULTY(lseek) ? -1 : (off_t)call(SYS_lseek, fd, at, whence, 0, 0, 0);
 }
+ssize_t pwrite(int fd, const void *from, size_t n, off_t at) {
+    return FAULTY(pwrite) ? -1 : (ssize_t)call(SYS_pwrite64, fd, (long)from, (long)n, at, 0, 0);
+}
+ssize_t pwrite64(int fd, const void *from, size_t n, off_t at) { return pwrite(fd, from, n, at); }
 int madvise(void *at, size_t n, int advice) {
-    const char *what = advice == 23 /* MADV_POPULATE_WRITE */ ? "populate" : "advise";
+    const char *what = advice == 22 || advice == 23 /* MADV_POPULATE_READ, _WRITE */ ? "populate" : "advise";
     return faulty(what, __builtin_return_address(0)) ? -1 : (int)call(SYS_madvise, (long)at, (long)n, advice, 0, 0, 0);
 }
 void *mmap(void *at, size_t n, int protection, int flags, int fd, off_t from) {

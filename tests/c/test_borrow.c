@@ -1,6 +1,11 @@
 /* A claimed slot whose parts others write: it is one item for who acquires it, and nobody writes where nothing was reserved. */
 #include "check.h"
 
+#if SANITIZED
+#define FAULTS_KEEP_HEAP
+#endif
+#include "faults.h"
+
 #define STRIDE (4u << 20)
 
 static shmt_segment *growing(uint32_t slots, const char *name) {
@@ -80,6 +85,8 @@ static void the_owner_takes_no_more_than_was_written(void) {
     CHECK_EQ(blocks(seg) - before, (1u << 20) - SHMT_PAGE);
     CHECK_EQ(shmt_slot_reserve(seg, &lent, (1u << 20) + 1), 0); /* now it does */
     CHECK(lent.nbytes >= (1u << 20) + (1u << 17));
+    CHECK_EQ(shmt_slot_reserve(seg, &lent, STRIDE), 0);
+    CHECK_EQ(lent.nbytes, STRIDE);
     CHECK_EQ(shmt_slot_abort(seg, &lent), 0);
     shmt_segment_drop(peer);
     shmt_segment_drop(seg);
@@ -169,6 +176,51 @@ static void full_memory_is_an_error(void) {
     }
     CHECK(WIFEXITED(status));
     CHECK_EQ(WEXITSTATUS(status), 0);
+}
+
+/* Bytes that end in the middle are written as far as they go, and a signal ends nothing. */
+static void writes_that_come_to_nothing(void) {
+    shmt_segment *seg = growing(1, NULL), *peer = peer_of(seg);
+    shmt_slot lent, slot;
+    CHECK_EQ(shmt_slot_try_claim(seg, &lent), 0);
+    CHECK_EQ(shmt_slot_borrow(peer, lent.index, lent.word, &slot), 0);
+    uint8_t *bytes = mmap(NULL, 4 * SHMT_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(bytes, 5, 2 * SHMT_PAGE);
+    CHECK_EQ(mprotect(bytes + 2 * SHMT_PAGE, 2 * SHMT_PAGE, PROT_NONE), 0);
+    CHECK_EQ(shmt_slot_write_part(peer, &slot, SHMT_PAGE, bytes, 4 * SHMT_PAGE), -EFAULT);
+    CHECK_EQ(shmt_slot_reserve(seg, &lent, 3 * SHMT_PAGE), 0);
+    CHECK_EQ(lent.data[3 * SHMT_PAGE - 1], 5);
+    CHECK_EQ(munmap(bytes, 4 * SHMT_PAGE), 0);
+
+    static uint8_t more[4 * SHMT_PAGE]; /* so few that nobody asks how much memory is left */
+    static const struct {
+        unsigned call;
+        const char *what;
+        int error, rc;
+    } fails[] = {{1, "lseek", EIO, 0},
+                 {2, "fallocate", ENOSPC, -ENOSPC},
+                 {2, "fallocate", EINTR, 0},
+                 {3, "pwrite", EIO, -EIO},
+                 {3, "pwrite", EINTR, 0}};
+    memset(more, 6, sizeof more);
+    for (uint64_t i = 0; i < sizeof fails / sizeof *fails; i++) {
+        faults_arm(fails[i].call, fails[i].error, false);
+        int rc = shmt_slot_write_part(peer, &slot, (1 + i) << 18, more, sizeof more);
+        faults_disarm();
+        CHECK_EQ(strcmp(faults_what(), fails[i].what), 0);
+        CHECK_EQ(rc, fails[i].rc);
+        CHECK_EQ(shmt_slot_write_part(peer, &slot, (1 + i) << 18, more, sizeof more), 0);
+        faults_arm(2, ENOMEM, false); /* now that it is there */
+        CHECK_EQ(shmt_slot_write_part(peer, &slot, (1 + i) << 18, more, sizeof more), -ENOMEM);
+        faults_disarm();
+        CHECK_EQ(strcmp(faults_what(), "populate"), 0);
+        CHECK_EQ(shmt_slot_reserve_part(peer, &slot, (1 + i) << 18, sizeof more), 0);
+        CHECK(memcmp(slot.data + ((1 + i) << 18), more, sizeof more) == 0);
+    }
+    shmt_slot_give_back(peer, &slot);
+    CHECK_EQ(shmt_slot_abort(seg, &lent), 0);
+    shmt_segment_drop(peer);
+    shmt_segment_drop(seg);
 }
 
 /* Who borrows may touch the slot until it gives it back, and the owner all the time. */
@@ -281,4 +333,4 @@ static void writers_of_many_slots_one_after_the_other(void) {
 
 TESTS(TEST(what_others_wrote_is_one_item), TEST(the_owner_takes_no_more_than_was_written),
       TEST(another_claim_is_not_that_one), TEST(a_part_lies_within_the_slot), TEST(full_memory_is_an_error),
-      TEST(in_debug_mode), TEST(writers_of_many_slots_one_after_the_other))
+      TEST(in_debug_mode), TEST(writes_that_come_to_nothing), TEST(writers_of_many_slots_one_after_the_other))
