@@ -173,6 +173,13 @@ cdef class Landing:
             raise RuntimeError("this landing has a slot already")
         return self.s.index, self.s.word
 
+    def map_lent(self, uint64_t offset, uint64_t nbytes):
+        """Maps what one of them has written: beforehand, so that it need not be done when all is there."""
+        self.slots.open_seg()
+        if self.lease != NULL:
+            with nogil:
+                shmt_slot_reserve_part(self.slots.seg, &self.s, offset, nbytes)  # lent() will say what is wrong
+
     def lent(self, uint64_t offset, tuple shape, dtype):
         """What was written from ``offset`` on, as one tensor. Raises as Slot.reserve()."""
         cdef Place at

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RowResults"]
 
+_MAPPED_AT_ONCE = 1 << 20  #: bytes of a row that are worth mapping while other rows are still being written
 _PATIENCE = 1.0  #: seconds that a batch waits for a slot, of which there should be enough, before it does without
 
 
@@ -43,6 +44,14 @@ class _Batch:
         self.answers: list[Any] = [None] * (len(index) if landing else 1)
         self.missing = len(self.answers)
         self.tasks: dict[int, Any] = {}  # tag -> task
+
+    def came(self, k: int, answer: Any) -> None:
+        self.answers[k] = answer
+        self.missing -= 1
+        if self.landing is not None and type(answer) is Filled:
+            for at, nbytes in places(answer.layout, len(self.answers)):
+                if nbytes >= _MAPPED_AT_ONCE:
+                    self.landing.map_lent(at + k * nbytes, nbytes)
 
 
 class RowResults(Results):
@@ -131,8 +140,7 @@ class RowResults(Results):
             batch, k = self._missing.pop(tag, (None, 0))
             if batch is None or batch.epoch != self.epoch:
                 continue
-            batch.answers[k] = x.open(True) if type(x) is Parcel else x
-            batch.missing -= 1
+            batch.came(k, x.open(True) if type(x) is Parcel else x)
             if batch.missing == 0:
                 found, data = self._finished(batch)
                 if found:
