@@ -163,8 +163,7 @@ class RowResults(Results):
         except Exception as e:  # a worker that makes all of it will have torch's own to say about it
             batch.landing = None
             warnings.warn(
-                'a batch is made once more, as a whole, because its samples are not alike, as granularity="sample" '
-                f"needs them to be: {e}",
+                f'granularity="sample": the rows of a batch do not go together ({e}); one worker makes all of it again',
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -165,6 +166,7 @@ SIMPLE(ftruncate, SYS_ftruncate, (int fd, off_t n), fd, n, 0, 0, 0, 0)
 SIMPLE(ftruncate64, SYS_ftruncate, (int fd, off_t n), fd, n, 0, 0, 0, 0)
 SIMPLE(fallocate, SYS_fallocate, (int fd, int mode, off_t at, off_t n), fd, mode, at, n, 0, 0)
 SIMPLE(fallocate64, SYS_fallocate, (int fd, int mode, off_t at, off_t n), fd, mode, at, n, 0, 0)
+SIMPLE(eventfd, SYS_eventfd2, (unsigned value, int flags), value, flags, 0, 0, 0, 0)
 SIMPLE(fchmod, SYS_fchmod, (int fd, mode_t mode), fd, mode, 0, 0, 0, 0)
 SIMPLE(unlink, SYS_unlinkat, (const char *path), AT_FDCWD, (long)path, 0, 0, 0, 0)
 SIMPLE(linkat, SYS_linkat, (int from, const char *path, int to, const char *new_path, int flags), from, (long)path, to,

@@ -303,6 +303,24 @@ static void looked(int rc) {
     shmt_segment_drop(seg);
 }
 
+static shmt_watch *watch;
+static shmt_watcher *to_run;
+
+static int watches(void) {
+    watch = NULL;
+    return shmt_watch_begin(seg, false, &watch, &to_run);
+}
+
+static void ends_watch(int rc) {
+    CHECK_EQ(watch != NULL, rc == 0);
+    if (rc == 0) {
+        shmt_watcher_unrun(to_run); /* as if no thread could be started for it */
+        shmt_watch_end(watch);
+    }
+    shmt_segment_drop(peer);
+    shmt_segment_drop(seg);
+}
+
 typedef struct verb {
     const char *what;
     void (*before)(void);
@@ -331,6 +349,7 @@ static const verb verbs[] = {
     {"attach to one's own", a_named_one, attaches_same, drops_both, false, SANITIZED ? 2 : 5},
     {"lease of a batch", a_batch, leases, lets_go, false, SANITIZED ? 0 : 1},
     {"trim", grown_slots, trims, trims_again, false, 2},
+    {"watch", a_peer, watches, ends_watch, false, 1},
     {"figures", a_peer, looks, looked, false, 1},
 };
 

@@ -54,6 +54,8 @@ static void the_life_of_a_slot(void) {
             CHECK_EQ(slot_of(seg, 0).state, 2);
             CHECK(shmt_slots_any_unread(seg));
             CHECK_EQ(shmt_slots_claim(seg, 1, 1, &again, &first), 0);
+            CHECK(shmt_slots_is_there(seg, 0, next & SHMT_CELL_GEN_MASK));
+            CHECK(!shmt_slots_is_there(seg, 0, (next + 1) & SHMT_CELL_GEN_MASK));
             CHECK_EQ(shmt_slots_take(seg, 0, (next + 1) & SHMT_CELL_GEN_MASK, &taken), 0); /* another item */
             CHECK_EQ(shmt_slots_take(seg, 0, (next - 1) & SHMT_CELL_GEN_MASK, &taken), 0);
             CHECK_EQ(word_of(seg, 0), ready);

@@ -112,5 +112,15 @@ static void joiners_are_woken(void) {
     shmt_segment_drop(shared);
 }
 
+static void of_a_segment_that_was_closed(void) {
+    shmt_segment *seg = make(4, SHMT_DROP, 0);
+    publish_one(seg);
+    shmt_segment_close(seg);
+    CHECK_EQ(shmt_tasks_done(seg, 1), -EBADF);
+    CHECK_EQ(shmt_tasks_join(seg, 0), -EBADF);
+    CHECK_EQ(shmt_tasks_unfinished(seg), 1);
+    shmt_segment_drop(seg);
+}
+
 TESTS(TEST(what_is_pushed_is_unfinished_until_it_is_done), TEST(a_push_that_nobody_finished_counts),
-      TEST(an_item_given_up_is_no_task), TEST(joiners_are_woken))
+      TEST(an_item_given_up_is_no_task), TEST(of_a_segment_that_was_closed), TEST(joiners_are_woken))

@@ -91,6 +91,11 @@ static void slots_that_do_not_grow_have_nothing_to_give(void) {
     CHECK_EQ(trimmed(seg), 0);
     CHECK_EQ(blocks(seg), before);
     CHECK_EQ(stats_of(seg).claims, claims);
+    shmt_segment *small =
+        make_config((shmt_config){.slot_nbytes = SHMT_PAGE, .slot_stride = SHMT_PAGE, .slots = 2, .flags = SHMT_GROW});
+    CHECK_EQ(trimmed(small), 0); /* nor those that can, and have nowhere to grow to */
+    CHECK_EQ(stats_of(small).claims, 0);
+    shmt_segment_drop(small);
     shmt_segment_close(seg);
     uint64_t given = 7;
     CHECK_EQ(shmt_trim(seg, &given), -EBADF);

@@ -328,6 +328,7 @@ static void a_child_has_its_own(void) {
             end_threads();
         }
         shmt_watch_close(watch);
+        shmt_watch_close(watch); /* twice does nothing */
         shmt_watch_end(watch);
         CHECK_EQ(count_fds(NULL), fds - 1 + 1); /* without the parent's; with the lock of a member */
         shmt_segment_drop(seg);
@@ -404,8 +405,14 @@ static void what_cannot_be_watched(void) {
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(shmt_watch_begin(seg, false, &watch, &to_run), 0);
         CHECK(to_run != NULL);
+        shmt_watch *second = NULL;
+        shmt_watcher *none_to_run = NULL;
+        CHECK_EQ(shmt_watch_begin(seg, false, &second, &none_to_run),
+                 0); /* while the first's thread is being started */
+        CHECK(none_to_run == NULL);
         shmt_watcher_unrun(to_run);
-        shmt_watch_end(watch);
+        shmt_watch_end(i % 2 ? watch : second);
+        shmt_watch_end(i % 2 ? second : watch);
     }
     watch = watch_of(seg);
     put(seg, 1);
@@ -416,6 +423,27 @@ static void what_cannot_be_watched(void) {
     CHECK_EQ(shmt_watch_begin(seg, false, &watch, &to_run), -EBADF);
     shmt_segment_drop(seg);
     shmt_segment_drop(plain);
+}
+
+static void ignore(int sig) { (void)sig; }
+
+/* Handlers run in whatever thread there is: the watcher goes on. */
+static void signals_in_the_thread(void) {
+    shmt_segment *seg = make(4, 0, 0);
+    shmt_watch *watch = watch_of(seg);
+    const struct sigaction action = {.sa_handler = ignore}; /* no SA_RESTART */
+    CHECK_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+    for (uint64_t round = 0; round < 20; round++) {
+        is_asleep_on(seg);
+        CHECK_EQ(pthread_kill(threads[0], SIGUSR1), 0);
+        CHECK(!readable_within(watch, 2));
+        put(seg, round);
+        becomes_readable(watch);
+        CHECK_EQ(take(seg, watch), round);
+    }
+    shmt_watch_end(watch);
+    end_threads();
+    shmt_segment_drop(seg);
 }
 
 /* From here on this process has no futex_waitv, as before Linux 5.16. */
@@ -608,4 +636,5 @@ TESTS(TEST(readable_while_something_is_there), TEST(what_is_there_already_is_see
       TEST(watchers_do_not_keep_each_other_awake), TEST(the_end_is_readable_for_ever),
       TEST(closed_is_readable_for_ever), TEST(a_dead_producer), TEST(a_stale_cell_is_passed_over),
       TEST(a_child_has_its_own), TEST(many_are_served_by_few), TEST(what_cannot_be_watched),
-      TEST(where_there_is_no_futex_waitv), TEST(nothing_is_left_lying), TEST(beginning_and_ending_all_the_time))
+      TEST(signals_in_the_thread), TEST(where_there_is_no_futex_waitv), TEST(nothing_is_left_lying),
+      TEST(beginning_and_ending_all_the_time))
