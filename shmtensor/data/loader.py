@@ -56,7 +56,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
             with each batch, about 0.1 ms.
         progress: whether an epoch has a progress bar, which is tqdm's and needs it installed.
         max_slot_nbytes: bytes that one batch may take; memory is taken when it is first needed. None: a quarter of the
-            machine's memory.
+            machine's memory, but all slots together no more than a quarter of the address space that is left.
 
     Raises:
         TypeError, ValueError: an argument is wrong; torch's are checked by torch.

@@ -9,16 +9,21 @@ from torch.utils.data._utils.worker import _ResumeIteration
 from shmtensor.data.results import Results
 from shmtensor.data.retrying import Notes
 from shmtensor.data.shelf import SPIN_US
+from shmtensor.objects import ObjectSlots
 from shmtensor.queue import Queue
 
 __all__ = ["SharedTasks", "Tasks"]
+
+_SHARE = 256  #: indices take little room, and each worker has a queue of them
 
 
 class Tasks(Queue):
     """What one worker has to do. Its bound is that of the iterator, which has no more outstanding."""
 
     def __init__(self, depth: int, notes: Notes | None) -> None:
-        super().__init__(slots=depth, copy=True, spin_us=SPIN_US)
+        slots = ObjectSlots.create(depth, copy=True, spin_us=SPIN_US, share=_SHARE)
+        slots.can_be_set = False
+        self._open(slots, 0)
         self.notes = notes
 
     def __setstate__(self, state: Any) -> None:
