@@ -27,6 +27,8 @@ from support import environment, is_running, leaves_nothing, same, segment_fds, 
 import shmtensor as st  # noqa: E402
 import shmtensor.data  # noqa: E402
 
+from shmtensor.data.depth import slots_for_batches, slots_for_tasks  # noqa: E402
+from shmtensor.objects import ObjectSlots  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Any:
@@ -163,6 +165,43 @@ def test_every_third_may_be_kept() -> None:
 
 
 def test_the_usual_loop_copies_nothing() -> None:
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_as_many_slots_as_there_can_be(schedule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted when a loader is made is what is asked for when it is iterated over."""
+
+    class Enough(Exception):
+        pass
+
+    asked: list[int] = []
+
+    def create(slots: int, **options: Any) -> Any:
+        asked.append(slots)
+        if len(asked) == 2:  # the batches', and the first that is for tasks
+            raise Enough
+        return real(slots if slots < 1000 else 10, **options)
+
+    real = ObjectSlots.create
+    monkeypatch.setattr(ObjectSlots, "create", create)
+    for workers, keep in ((1, 2), (2, 0), (3, 5), (200, 2), (4000, 100)):
+        options = {"num_workers": workers, "keep": keep, "schedule": schedule}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch, of so many workers
+            with pytest.raises(ValueError, match="prefetch_factor") as said:
+                loader(prefetch_factor=100_000, **options)
+            assert f"num_workers={workers} and keep={keep}" in str(said.value) and "(65,535)" in str(said.value)
+            most = int(str(said.value).rpartition(" ")[2].replace(",", ""))
+            asked.clear()
+            with pytest.raises(Enough):
+                iter(loader(prefetch_factor=most, **options))
+        shared = workers if schedule == "dynamic" else 1
+        one_more = slots_for_batches(most + 1, workers, keep), slots_for_tasks(most + 1, shared)
+        assert max(asked) <= 65535 < max(one_more)
+        assert asked == [slots_for_batches(most, workers, keep), slots_for_tasks(most, shared)]
+    with pytest.raises(ValueError, match="lower num_workers"):
+        loader(num_workers=33000)
+    loader(num_workers=0, prefetch_factor=None, keep=2**15)
+
+
     dl = loader(n=200)
     last = None
     for x in dl:

@@ -20,6 +20,7 @@ from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoader
 from shmtensor._core import Parcel
 from shmtensor.data import seeds, worker
 from shmtensor.data.context import Context
+from shmtensor.data.depth import slots_for_batches, slots_for_tasks
 from shmtensor.data.flight import in_flight
 from shmtensor.data.position import Position, pass_over
 from shmtensor.data.results import EPOCHS, Results
@@ -70,11 +71,11 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._resume = loader._taken_resume()
         self._pass_over = 0  # batches that were yielded before, and are not made again
         self._throw_away = 0  # likewise, but they have to be made
-        outstanding = (loader.prefetch_factor or 2) * loader.num_workers
+        prefetch = loader.prefetch_factor or 2
+        outstanding = prefetch * loader.num_workers
         leaves_states = not self._is_dynamic and bool(loader.retries or loader.stateful)
         self._results = Results(
-            # What is outstanding; what the user keeps; and two for each worker whose dataset keeps what it sends.
-            self._shelf.take(outstanding + loader.keep + 2 * loader.num_workers, loader.max_slot_nbytes),
+            self._shelf.take(slots_for_batches(prefetch, loader.num_workers, loader.keep), loader.max_slot_nbytes),
             loader.keep,
             opens=_pins(loader),
             states=States(loader.num_workers, outstanding + 2) if leaves_states else None,
@@ -83,7 +84,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._context = Context(
             loader.multiprocessing_context or torch.multiprocessing,
             self._results,
-            2 * (loader.prefetch_factor or 2) + 4,
+            slots_for_tasks(prefetch, 1),
             worker.run,
             self._begins(loader.num_workers),
             base_seed=None if self._resume is None else self._resume.base_seed,

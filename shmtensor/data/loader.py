@@ -13,6 +13,7 @@ import torch.utils.data
 from torch.utils.data import Dataset, IterableDataset, MapDataPipe, Sampler
 
 from shmtensor.data import cuda
+from shmtensor.data.depth import check_prefetch
 from shmtensor.data.device import Moved
 from shmtensor.data.inprocess import InProcess
 from shmtensor.data.iterator import Iterator
@@ -134,6 +135,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
             pin_memory_device=pin_memory_device,
             **newer,
         )
+        check_prefetch(self.prefetch_factor or 2, self.num_workers, keep, shares=schedule == "dynamic")
 
         self._check_schedule()
 
