@@ -17,6 +17,7 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -114,6 +115,39 @@ def test_empty_elsewhere() -> None:
     x = shmtensor.data.empty((3, 4), torch.int16)
     assert x.shape == (3, 4) and x.dtype == torch.int16 and not ls.lies_in_a_slot(x)
     assert shmtensor.data.empty(5).dtype == torch.get_default_dtype()
+
+
+SHAPES = (600, (30, 40), [30, 40], torch.Size([600]), np.int64(600), (np.int8(60), torch.tensor(40)), (), 0, (0, 9))
+NO_SHAPES = (-1, (3, -600), True, (600.0,), "600", None, range(600), torch.tensor([30, 40]), (1 << 40, 1 << 40))
+DTYPES = (None, torch.float64, torch.bfloat16, torch.complex64, torch.bool, float, torch.qint8, torch.bits8)
+NO_DTYPES = ("float32", np.float32, np.dtype("int8"), 3)
+
+
+def made_by(empty: Any) -> list[Any]:
+    """What comes of each shape and dtype; of an error its class and what it says."""
+    out = []
+    for shape in SHAPES + NO_SHAPES:
+        for dtype in DTYPES + NO_DTYPES if type(shape) is int else (None, torch.int16):
+            try:
+                x = empty(shape, dtype=dtype)
+                out.append(f"{shape!r} {dtype!r} {x.dtype} {x.shape} {x.device} {x.is_quantized}")
+            except Exception as e:
+                out.append(f"{shape!r} {dtype!r} {e!r}")
+    return out
+
+
+def made_here(i: int) -> Any:
+    return made_by(shmtensor.data.empty), ls.lies_in_a_slot(shmtensor.data.empty(np.int64(600), float))
+
+
+def test_empty_takes_what_torchs_does() -> None:
+    theirs = made_by(torch.empty)
+    assert sum("Error" in x for x in theirs) >= 20 and sum("Size" in x for x in theirs) >= 20
+    assert made_by(shmtensor.data.empty) == theirs
+    ((in_worker, landed),) = st.DataLoader(ls.Numbers(1, made_here), None, num_workers=1)
+    assert in_worker == theirs and landed
+    with torch.device("meta"):
+        assert shmtensor.data.empty(3).device.type == "cpu"
 
 
 def test_what_no_slot_can_hold() -> None:
