@@ -333,6 +333,13 @@ def test_recording_what_is_on_a_device_already(fake: Fake) -> None:
 
 
 def test_the_end_waits_for_copies_and_not_for_ever(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_no_stream(fake: Fake) -> None:
+    none: Any = None
+    with pytest.raises(TypeError, match=r"must be a torch.cuda.Stream, as torch.cuda.current_stream\(\) returns it"):
+        shmtensor.data.record_stream([torch.ones(3)], none)
+    assert len(in_flight) == 0
+
+
     monkeypatch.setattr(pinning, "_PATIENCE", 0.05)
     fake.stalls = True
     lost = InFlight()
@@ -640,6 +647,13 @@ def test_without_cuda_there_is_no_device(no_cuda: None) -> None:
 
 
 def test_bad_arguments() -> None:
+def test_without_cuda_there_is_no_stream(no_cuda: None) -> None:
+    stream: Any
+    for stream in (None, "cuda"):
+        with pytest.raises(RuntimeError, match=r"record_stream\(\): torch finds no CUDA device"):
+            shmtensor.data.record_stream([torch.ones(3)], stream)
+
+
     for bad in ("inplace", ""):
         with pytest.raises(ValueError, match='pin_memory must be True, False or "in_place"'):
             loader(pin_memory=bad)
