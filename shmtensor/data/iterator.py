@@ -255,9 +255,15 @@ class Iterator(_MultiProcessingDataLoaderIter):
     # ---- the end
 
     def _give_up(self) -> None:
-        """Ends the workers that were started before one could not be, or before the sampler raised."""
+        """Ends the workers that were started before one could not be, or before the sampler raised, and the thread that
+        pins."""
         self._shutdown = True
         self._ignore_deaths()  # or torch's handler would raise for those that end now, and know us for ever
+        thread = getattr(self, "_pin_memory_thread", None)
+        if thread is not None:
+            self._pin_memory_thread_done_event.set()
+            self._results.put((None, None))  # it waits for something; if there is no room for that, it has something
+            thread.join()
         processes = getattr(self, "_workers", [])
         for process in processes:
             process.terminate()
