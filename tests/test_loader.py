@@ -27,9 +27,9 @@ from support import environment, is_running, leaves_nothing, same, segment_fds, 
 
 import shmtensor as st  # noqa: E402
 import shmtensor.data  # noqa: E402
-
 from shmtensor.data.depth import slots_for_batches, slots_for_tasks  # noqa: E402
 from shmtensor.objects import ObjectSlots  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Any:
@@ -165,40 +165,6 @@ def test_bad_arguments(bad: Any) -> None:
         loader(num_workers=-1)
 
 
-# ---- batches that are kept -------------------------------------------------------------------------------------------
-
-
-def test_a_warning_that_is_an_error_comes_once() -> None:
-    kept: list[Any] = []
-    it = iter(loader())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        kept += [next(it), next(it)]
-        with pytest.raises(RuntimeWarning, match="keep=2"):
-            next(it)
-        kept += it
-    assert numbers(kept) == [x for x in EVEN if x != 4]
-
-
-def test_all_may_be_kept() -> None:
-    dl = loader()
-    with pytest.warns(RuntimeWarning, match="keep=2") as said:
-        kept = list(dl)
-        kept += list(dl)
-    assert len(said) == 1
-    assert numbers(kept) == EVEN * 2
-    assert dl.stats()["copied"] == 22 and sum(map(ls.lies_in_a_slot, kept)) == 2
-
-
-def test_every_third_may_be_kept() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dl = loader(n=100)
-        kept = [x for i, x in enumerate(dl) if i % 3 == 0]
-    assert numbers(kept) == list(range(0, 100, 6))
-
-
-def test_the_usual_loop_copies_nothing() -> None:
 @pytest.mark.parametrize("schedule", ["static", "dynamic"])
 def test_as_many_slots_as_there_can_be(schedule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted when a loader is made is what is asked for when it is iterated over."""
@@ -236,6 +202,40 @@ def test_as_many_slots_as_there_can_be(schedule: Any, monkeypatch: pytest.Monkey
     loader(num_workers=0, prefetch_factor=None, keep=2**15)
 
 
+# ---- batches that are kept -------------------------------------------------------------------------------------------
+
+
+def test_a_warning_that_is_an_error_comes_once() -> None:
+    kept: list[Any] = []
+    it = iter(loader())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        kept += [next(it), next(it)]
+        with pytest.raises(RuntimeWarning, match="keep=2"):
+            next(it)
+        kept += it
+    assert numbers(kept) == [x for x in EVEN if x != 4]
+
+
+def test_all_may_be_kept() -> None:
+    dl = loader()
+    with pytest.warns(RuntimeWarning, match="keep=2") as said:
+        kept = list(dl)
+        kept += list(dl)
+    assert len(said) == 1
+    assert numbers(kept) == EVEN * 2
+    assert dl.stats()["copied"] == 22 and sum(map(ls.lies_in_a_slot, kept)) == 2
+
+
+def test_every_third_may_be_kept() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dl = loader(n=100)
+        kept = [x for i, x in enumerate(dl) if i % 3 == 0]
+    assert numbers(kept) == list(range(0, 100, 6))
+
+
+def test_the_usual_loop_copies_nothing() -> None:
     dl = loader(n=200)
     last = None
     for x in dl:
@@ -601,6 +601,45 @@ def test_a_worker_that_dies_between_epochs(schedule: Any) -> None:
     for epoch in epochs:
         torch.manual_seed(8)
         assert same(epoch, [ls.own(x) for x in undisturbed])
+
+
+class KillsAWorker:
+    """A sampler: when it is begun, and that is when the tasks are sent, a worker dies."""
+
+    def __iter__(self) -> Any:
+        victim = multiprocessing.active_children()[0].pid
+        os.kill(victim, signal.SIGKILL)
+        os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)  # and leaves it for the handler to find
+        yield from range(24)
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_a_worker_that_dies_while_the_epoch_begins(schedule: Any) -> None:
+    """torch's handler of SIGCHLD would raise out of iter()."""
+    assert numbers(loader(sampler=KillsAWorker(), retries=1, schedule=schedule)) == EVEN
+
+
+def waits_for_the_gate(i: int) -> torch.Tensor:
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.01)
+    return ls.plain(i)
+
+
+def test_workers_that_die_faster_than_they_work(tmp_path: Any, monkeypatch: Any) -> None:
+    """Under the dynamic schedule all that is outstanding is sent again after each death, and not piled up: later tasks
+    would come behind hours of what nobody needs any more."""
+    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
+    it = iter(loader(waits_for_the_gate, retries=1000, schedule="dynamic"))
+    tasks = it._context.shared
+    for i in range(30):
+        worker = it._workers[i % 2]
+        worker.kill()
+        worker.join()
+        assert it._try_get_data(0.05) == (False, None)
+        assert it._workers[i % 2] is not worker, "it was replaced"
+        assert tasks.qsize() <= 4, "two for each worker"
+    (tmp_path / "gate").touch()
+    assert numbers(it) == EVEN
 
 
 def test_retries_come_to_an_end() -> None:

@@ -100,13 +100,13 @@ class Context:
         state = self._begins[len(self._jobs) - 1]
         return self._real.Process(target=self._run, args=(target, args, state))
 
-    def replacement(self, worker: int) -> tuple[Any, Tasks, list[Any], int]:
-        """Another process that runs what a worker ran, not started yet; its queue; the tasks to be sent; and how often
-        the first was tried. The queue is a new one, for nobody knows how far the other was read, or that of all."""
+    def replacement(self, worker: int, pid: int) -> tuple[Any, Tasks, list[Any], int]:
+        """Another process that runs what a worker ran, that of ``pid``, not started yet; its queue; the tasks to be
+        sent; and how often the first was tried. The queue is a new one, for nobody knows how far the other was read, or
+        that of all."""
         target, args = self._jobs[worker]
         (queue_of_tasks,) = (x for x in args if isinstance(x, Tasks))
-        assert queue_of_tasks.notes is not None
-        state, tasks, tries = queue_of_tasks.notes.again(worker)
+        state, tasks, tries = queue_of_tasks.again(worker, pid)
         if self.shared is None:
             new = Tasks(self._depth, queue_of_tasks.notes)
             args = tuple(new if x is queue_of_tasks else x for x in args)

@@ -98,13 +98,13 @@ class Iterator(_MultiProcessingDataLoaderIter):
             except BaseException:
                 self._give_up()
                 raise
-        if loader.retries:
-            self._ignore_deaths()
 
     # ---- batches
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         self._began = None
+        if first_iter and self._retries:
+            self._ignore_deaths()  # before the sampler is begun, which may take as long as it likes
         if self._is_dynamic:
             self._begin_dynamic(loader, first_iter)
         self._position = loader._new_position()
@@ -234,7 +234,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         if self._dataset_kind == _DatasetKind.Iterable and not replay:
             why = "an iterable dataset has to start over: see replay="
         else:
-            process, queue_of_tasks, tasks, tries = self._context.replacement(i)
+            process, queue_of_tasks, tasks, tries = self._context.replacement(i, pid)
             if tries > retries:
                 why = f"a batch was tried {tries} times: see retries="
         if why:

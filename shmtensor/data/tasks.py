@@ -39,6 +39,12 @@ class Tasks(Queue):
         """Sends one that is known already, as it went to somebody who is dead."""
         super().put(task)
 
+    def again(self, worker: int, pid: int) -> tuple[bytes | None, list[Any], int]:
+        """Of the replacement for a worker: (random state to begin with, tasks to be sent to it, how often the one was
+        tried that it died of)."""
+        assert self.notes is not None
+        return self.notes.again(worker)
+
 
 class SharedTasks(Tasks):
     """What all workers have to do, whoever comes first. Each task says how its random states are to be seeded."""
@@ -56,6 +62,13 @@ class SharedTasks(Tasks):
                 self.notes.acknowledged()
         else:
             super().put(obj, block, timeout)
+
+    def again(self, worker: int, pid: int) -> tuple[bytes | None, list[Any], int]:
+        """What nobody has taken yet is taken back, for all that is outstanding will be sent: each death would leave
+        more in the queue than the workers could ever do, if they die faster than they work."""
+        self._slots.reclaim()
+        self._slots.drain()
+        return super().again(worker, pid)
 
     def resend(self, task: Any) -> None:
         super().resend(task if task is None else (*task, self.base_seed, self._results.epoch))
