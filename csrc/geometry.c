@@ -54,10 +54,19 @@ int shmt_geometry_place(shmt_geometry *geo) {
 }
 
 /* A growing slot asks for far more address space than memory; where that is too much it may grow less. */
-bool shmt_geometry_shrink(shmt_geometry *geo) {
-    uint64_t stride = geo->slot_stride / 2;
-    stride -= stride % SHMT_PAGE;
-    if (!(geo->flags & SHMT_GROW) || geo->slots == 0 || stride < geo->slot_nbytes || stride == 0) {
+bool shmt_geometry_fit(shmt_geometry *geo, uint64_t least, uint64_t nbytes) {
+    if (!(geo->flags & SHMT_GROW) || geo->slots == 0) {
+        return false;
+    }
+    uint64_t unit = geo->flags & SHMT_HUGE_PAGES ? HUGE_PAGE : SHMT_PAGE; /* to which the whole is rounded up */
+    uint64_t room = nbytes > geo->data_offset + unit ? nbytes - geo->data_offset - unit : 0;
+    uint64_t stride = room / geo->slots;
+    least = least > geo->slot_nbytes ? least : geo->slot_nbytes;
+    stride = stride > least ? stride - stride % SHMT_PAGE : 0;
+    if (stride < least || stride == 0) {
+        stride = shmt_round_up(least + (least == 0), SHMT_PAGE);
+    }
+    if (stride >= geo->slot_stride) {
         return false;
     }
     geo->slot_stride = stride;
@@ -67,7 +76,8 @@ bool shmt_geometry_shrink(shmt_geometry *geo) {
 int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo) {
     uint64_t unit = config->alignment;
     if ((unit & (unit - 1)) != 0 || unit > SHMT_PAGE || (config->flags & SHMT_SHRUNK) ||
-        config->slot_nbytes > SHMT_NBYTES_MAX || config->slot_stride > SHMT_NBYTES_MAX) {
+        config->slot_nbytes > SHMT_NBYTES_MAX || config->slot_stride > SHMT_NBYTES_MAX ||
+        config->slot_least > SHMT_NBYTES_MAX) {
         return -EINVAL;
     }
     *geo = (shmt_geometry){
@@ -86,6 +96,9 @@ int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo) {
         if (grow && config->slot_stride > stride) {
             stride = config->slot_stride;
         }
+        if (grow && config->slot_least > stride) {
+            stride = config->slot_least;
+        }
         /* Small payloads side by side in pairs of lines: at one per page they would all fall into the same cache set. */
         bool pages = grow || stride >= SHMT_PAGE / 2 || shmt_debug_wanted(); /* debug.c closes them one by one */
         uint64_t natural = pages ? SHMT_PAGE : SHMT_PAIR;
@@ -93,7 +106,7 @@ int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo) {
         geo->slot_stride = shmt_round_up(stride, unit > natural ? unit : natural); /* of at most 2^46 bytes */
     }
     int rc = shmt_geometry_place(geo);
-    while (rc == -EOVERFLOW && shmt_geometry_shrink(geo)) {
+    if (rc == -EOVERFLOW && config->share > 0 && shmt_geometry_fit(geo, config->slot_least, SHMT_NBYTES_MAX)) {
         rc = shmt_geometry_place(geo);
     }
     return rc;

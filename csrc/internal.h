@@ -103,11 +103,13 @@ int shmt_memory_populate(void *at, uint64_t nbytes);
 int shmt_memory_populate_present(void *at, uint64_t nbytes);                       /* after shmt_memory_present() */
 int shmt_memory_write(int fd, uint64_t offset, const void *data, uint64_t nbytes); /* to what was reserved */
 int shmt_memory_punch(int fd, uint64_t offset, uint64_t nbytes);                   /* gives it back to the system */
+int shmt_memory_addresses(uint64_t *left); /* bytes of address space that this process has left */
 
 /* ---- geometry.c: where everything lies ------------------------------------------------------------------------------ */
 int shmt_geometry_plan(const shmt_config *config, shmt_geometry *geo); /* of a segment to be created */
-bool shmt_geometry_shrink(shmt_geometry *geo); /* halves how far slots may grow; false: as small as can be */
-int shmt_geometry_place(shmt_geometry *geo);   /* recomputes what follows from the counts, to compare or to use */
+/* Lets slots grow less far, but `least`: so far that all takes at most `nbytes`. False: they did not grow further. */
+bool shmt_geometry_fit(shmt_geometry *geo, uint64_t least, uint64_t nbytes);
+int shmt_geometry_place(shmt_geometry *geo); /* recomputes what follows from the counts, to compare or to use */
 
 /* ---- names.c: files in /dev/shm ------------------------------------------------------------------------------------- */
 int shmt_name_path(const char *name, char *path, size_t size);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -155,6 +156,26 @@ uint64_t shmt_memory_left(void) {
     uint64_t left;
     (void)memory_left(&left);
     return left;
+}
+
+/* How much address space this process has left: of RLIMIT_AS, else of all that there is. That ends about where the stack
+ * does, whatever the processor and the kernel: at a power of two. */
+int shmt_memory_addresses(uint64_t *left) {
+    char text[256];
+    uint64_t most = 1, used = 0;
+    struct rlimit limit;
+    while (most <= (uintptr_t)text) {
+        most *= 2;
+    }
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur < most) {
+        most = limit.rlim_cur;
+    }
+    int rc = slurp("/proc/self/statm", text, sizeof text);
+    if (rc > 0) {
+        used = number_after(text, "", 0) * (uint64_t)sysconf(_SC_PAGESIZE);
+    }
+    *left = most > used ? most - used : 0;
+    return rc < 0 ? rc : 0;
 }
 
 /* Is there as much as that? */

@@ -172,20 +172,48 @@ static int resize(int fd, uint64_t nbytes) {
     return ftruncate(fd, (off_t)nbytes) == 0 ? 0 : -errno;
 }
 
-/* Sizes and maps the file; where limits do not allow that (RLIMIT_AS, RLIMIT_FSIZE, valgrind) growing slots may grow less. */
-static int size_and_map(int fd, shmt_geometry *geo, uint8_t **base) {
+/* The most that a segment of ours should take. Others want address space too: threads their stacks, malloc, the next
+ * segment, and the processes that will map this one. Nobody but us wants the file. */
+static int modest(uint32_t share, uint64_t *most) {
+    uint64_t left;
+    int rc = shmt_memory_addresses(&left);
+    struct rlimit limit;
+    *most = left / share;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < *most) {
+        *most = limit.rlim_cur;
+    }
+    return rc;
+}
+
+static int shrink(shmt_geometry *geo, uint64_t least, uint64_t nbytes) {
+    if (!shmt_geometry_fit(geo, least, nbytes)) {
+        return -ERANGE;
+    }
+    geo->flags |= SHMT_SHRUNK;
+    return shmt_geometry_place(geo);
+}
+
+/* Sizes and maps the file. Growing slots whose size is our choice grow less far where that is too much. */
+static int size_and_map(int fd, const shmt_config *config, shmt_geometry *geo, uint8_t **base) {
+    const uint64_t least = config->slot_least;
+    if (config->share > 0) {
+        uint64_t most;
+        int rc = modest(config->share, &most);
+        if (rc != 0) {
+            return rc;
+        }
+        if (geo->total_nbytes > most) {
+            (void)shrink(geo, least, most);
+        }
+    }
     for (;;) {
         int rc = resize(fd, geo->total_nbytes);
         if (rc == 0) {
             rc = map(fd, geo->total_nbytes, base);
         }
+        /* Not all that stands in the way can be asked for beforehand: what a file system takes, holes, valgrind. */
         bool too_much = rc == -ENOMEM || rc == -EFBIG || rc == -EINVAL;
-        if (!too_much || !shmt_geometry_shrink(geo)) {
-            return rc;
-        }
-        geo->flags |= SHMT_SHRUNK;
-        rc = shmt_geometry_place(geo);
-        if (rc != 0) {
+        if (!too_much || config->share == 0 || shrink(geo, least, geo->total_nbytes / 2) != 0) {
             return rc;
         }
     }
@@ -248,7 +276,7 @@ int shmt_segment_make(const shmt_config *config, const shmt_geometry *wish, shmt
     if (rc != 0) {
         return rc;
     }
-    rc = size_and_map(fd, &geo, &base);
+    rc = size_and_map(fd, config, &geo, &base);
     if (rc == 0 && !config->name && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         rc = -errno;
     }

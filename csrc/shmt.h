@@ -41,15 +41,18 @@ enum {
     SHMT_HUGE_PAGES = 4u, /* advise huge pages; /proc/<pid>/smaps, ShmemPmdMapped, says whether it took */
     SHMT_APART = 16u,     /* with SHMT_PREFAULT: not in create and attach; the caller does it, in threads */
     SHMT_DROP = 8u,       /* an item whose consumer dies is dropped; otherwise it is redelivered */
-    SHMT_SHRUNK = 32u,    /* set by create: its limits let slots grow less far than was asked for */
+    SHMT_SHRUNK = 32u,    /* set by create: its limits let slots grow less far than was asked for; see `share` */
 };
 
 typedef struct shmt_config {
     const char *name;     /* NULL: anonymous. Else 1..200 characters of [A-Za-z0-9._-] */
     uint64_t slot_nbytes; /* bytes reserved in each slot; of the whole payload if slots == 0 */
     uint64_t slot_stride; /* SHMT_GROW: how far a slot may grow, bytes; else ignored */
-    uint32_t slots;       /* 0: a plain segment without hand-off; at most 65,535 */
-    uint32_t members;     /* how many may take part at once; at most 4,095 */
+    uint64_t slot_least;  /* SHMT_GROW: how far it must be able to, whatever `share` says */
+    uint32_t share;   /* SHMT_GROW: n: all slots together take at most an n-th of the address space that is left, and
+                             less where that is not to be had. 0: what was asked for, or a failure */
+    uint32_t slots;   /* 0: a plain segment without hand-off; at most 65,535 */
+    uint32_t members; /* how many may take part at once; at most 4,095 */
     uint32_t flags;
     uint32_t producers; /* this many producers must have closed before the stream ends by itself; 0: never */
     uint32_t alignment; /* of each slot's payload: a power of two up to a page; 0: two cache lines or a page, by size */
@@ -74,8 +77,7 @@ typedef struct shmt_info {
     int fd;
 } shmt_info;
 
-/* Creates a segment and joins it. With SHMT_GROW the stride is halved, down to slot_nbytes, while the address space does
- * not suffice. Nothing is left behind on failure. */
+/* Creates a segment and joins it. Nothing is left behind on failure. */
 int shmt_segment_create(const shmt_config *config, shmt_segment **out);
 /* Attaches to a named segment / to an inherited or received descriptor (which is duplicated), and joins it. */
 int shmt_segment_attach(const char *name, shmt_segment **out);

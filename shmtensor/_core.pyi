@@ -33,6 +33,8 @@ class Segment:
         name: str | None,
         slot_nbytes: int,
         slot_stride: int = 0,
+        slot_least: int = 0,
+        share: int = 0,
         slots: int = 0,
         members: int = 256,
         producers: int = 0,

@@ -23,6 +23,8 @@ cdef extern from "shmt.h" nogil:
         const char *name
         uint64_t slot_nbytes
         uint64_t slot_stride
+        uint64_t slot_least
+        uint32_t share
         uint32_t slots
         uint32_t members
         uint32_t flags

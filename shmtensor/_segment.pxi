@@ -8,7 +8,8 @@ cdef class Segment:
             shmt_segment_close(self.seg)
             shmt_segment_drop(self.seg)
 
-    def _create(self, *, str name, uint64_t slot_nbytes, uint64_t slot_stride=0, uint32_t slots=0,
+    def _create(self, *, str name, uint64_t slot_nbytes, uint64_t slot_stride=0, uint64_t slot_least=0,
+                uint32_t share=0, uint32_t slots=0,
                 uint32_t members=256, uint32_t producers=0, bint grow=False, bint prefault=True, bint huge_pages=False,
                 bint drop=False, bint apart=False, uint32_t alignment=0, uint64_t seq_first=0, bytes meta=b""):
         cdef shmt_config config
@@ -23,6 +24,8 @@ cdef class Segment:
             config.name = encoded
         config.slot_nbytes = slot_nbytes
         config.slot_stride = slot_stride
+        config.slot_least = slot_least
+        config.share = share
         config.slots = slots
         config.members = members
         config.flags = ((SHMT_GROW if grow else 0) | (SHMT_PREFAULT if prefault else 0)

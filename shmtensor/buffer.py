@@ -7,17 +7,15 @@ pickling and iteration.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from shmtensor._core import Buffer
 from shmtensor.deaths import Death, Watch
 from shmtensor.diagnosis import Look, explain, poll
-from shmtensor.errors import ShmLayoutError, ShutDown, error_from
-from shmtensor.limits import shortage, what_shrank
+from shmtensor.errors import ShmLayoutError, ShutDown
+from shmtensor.growth import KNOBS, no_room, reach
 from shmtensor.segments import (
-    NBYTES_MAX,
     attached,
     check_int,
     check_name,
@@ -30,24 +28,6 @@ from shmtensor.segments import (
 from shmtensor.spec import Spec, _did_you_mean, _enumerate
 
 __all__ = ["TensorBuffer"]
-
-
-def default_stride() -> int:
-    """How far a growing slot may grow: a quarter of the machine's memory. It costs address space, not memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-
-
-def no_room(buffer: Buffer, code: int, what: str, nbytes: int) -> Exception:
-    """The exception for a slot that cannot grow to ``nbytes``, naming what is in the way."""
-    if code != errno.EMSGSIZE:
-        return shortage(code, what, nbytes, buffer.name) or error_from(code, what)
-    info = buffer._info
-    knob = (
-        "its creator's limits allowed no more: raise `ulimit -v` (address space) and `ulimit -f` (file size)"
-        if info["shrunk"]
-        else "raise max_slot_nbytes="
-    )
-    return ValueError(f"{what} needs a slot of {nbytes:,} bytes, and slots can grow to {info['slot_stride']:,}: {knob}")
 
 
 class TensorBuffer(Buffer):
@@ -97,7 +77,7 @@ class TensorBuffer(Buffer):
             reserve: "full": all memory now. "grow": a slot's memory when it is first needed, then kept. None: "full",
                 or "grow" if a field is unbounded.
             max_slot_nbytes: bytes to which a slot may grow (address space, not memory); None: a quarter of the
-                machine's memory, less where the address space is limited.
+                machine's memory, but all slots together no more than an eighth of the address space that is left.
             members: how many processes may take part at once; 1..4095.
             producers: iteration ends by itself once this many producers have closed and none is left. 0: only by
                 shutdown().
@@ -135,18 +115,17 @@ class TensorBuffer(Buffer):
             raise ValueError(
                 f"max_slot_nbytes is {max_slot_nbytes:,}, but the fixed part of an item takes {parsed.nbytes:,} bytes"
             )
-        stride = 0
-        if grow:
-            stride = default_stride() if max_slot_nbytes is None else max_slot_nbytes
-            stride = min(max(stride, parsed.nbytes), (NBYTES_MAX - 2**32) // slots)
         what = f"creating a buffer of {slots} slots of {parsed.nbytes:,} bytes" + (f" named {name!r}" if name else "")
         check_total(what, parsed.nbytes * slots, "lower slots=, or make the fields smaller")
+        stride, least, share = reach(what, slots, max_slot_nbytes, parsed.nbytes) if grow else (0, 0, 0)
 
         self = cls.__new__(cls)
         rc = self._create(
             name=name,
             slot_nbytes=0 if grow else parsed.nbytes,
             slot_stride=stride,
+            slot_least=least,
+            share=share,
             slots=slots,
             members=members,
             producers=producers,
@@ -157,11 +136,9 @@ class TensorBuffer(Buffer):
             seq_first=_seq_first,
             meta=parsed.dumps(),
         )
-        created(self, rc, what, name, 0 if grow else parsed.nbytes * slots)
-        if grow and self._info["slot_stride"] < parsed.nbytes:  # shrunk beyond use
-            self.close()
-            nbytes = parsed.nbytes * slots
-            created(self, -what_shrank(nbytes), what, name, nbytes)
+        was_set = grow and max_slot_nbytes is not None
+        addresses = (stride if was_set else parsed.nbytes) * slots
+        created(self, rc, what, name, 0 if grow else addresses, addresses, KNOBS if was_set else "")
         self._set_spec(parsed, spin_us)
         return self
 

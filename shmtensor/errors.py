@@ -93,7 +93,8 @@ _TABLE: dict[int, tuple[type[Exception], str]] = {
     errno.EINVAL: (ValueError, "an argument is out of range"),
     errno.EOVERFLOW: (
         ValueError,
-        "with what describes its slots it is larger than 2**46 bytes (64 TiB), the most there can be: lower slots=",
+        "with what describes its slots it is larger than 2**46 bytes (64 TiB), the most there can be: lower slots= or "
+        "max_slot_nbytes=",
     ),
     errno.ENAMETOOLONG: (ValueError, "the name is longer than 200 characters"),
 }

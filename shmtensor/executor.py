@@ -46,7 +46,8 @@ class ProcessPoolExecutor(Executor):
             safe to run twice needs 0.
         slots: how many results are in shared memory at once, those that are kept included; a slot costs memory when a
             result needs it. None: 64, or four for each worker.
-        max_slot_nbytes: bytes that one task or result may take. None: a quarter of the machine's memory.
+        max_slot_nbytes: bytes that one task or result may take. None: a quarter of the machine's memory, but all slots
+            together no more than an eighth of the address space that is left.
         copy: True: results are always received as copies. Else they are as long as views keep half of the slots.
 
     Raises:

@@ -16,7 +16,13 @@ _UNKNOWN = 1 << 62  # that much is left where nothing says how much
 _SHORT = (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)
 
 
-def shortage(code: int, what: str, nbytes: int, name: str | None) -> ShmNoSpaceError | None:
+#: Of these, what says that addresses are short, and not memory.
+_NO_ADDRESSES = (errno.ENOMEM, errno.EFBIG)
+
+
+def shortage(
+    code: int, what: str, nbytes: int, name: str | None, addresses: int | None = None, knobs: str = ""
+) -> ShmNoSpaceError | None:
     """The error for a create or a growth that failed for want of something; None for other reasons.
 
     Args:
@@ -24,9 +30,13 @@ def shortage(code: int, what: str, nbytes: int, name: str | None) -> ShmNoSpaceE
         what: was being done.
         nbytes: wanted; 0: unknown.
         name: of the segment, None if it is anonymous.
+        addresses: wanted, bytes, if they are not as many as ``nbytes``.
+        knobs: what helps, besides to raise a limit, if addresses are short.
     """
     if code not in _SHORT:
         return None
+    if code in _NO_ADDRESSES and addresses is not None:
+        nbytes = addresses
     wanted = f"{nbytes:,} bytes wanted" if nbytes else "more memory wanted"
     if code == errno.ENOSPC:
         why = _no_space(nbytes, name)
@@ -36,6 +46,8 @@ def shortage(code: int, what: str, nbytes: int, name: str | None) -> ShmNoSpaceE
         why = _file_too_large()
     else:
         why = "this user's quota on /dev/shm is used up: raise it, or leave name= out"
+    if code in _NO_ADDRESSES and knobs:
+        why += f"; or {knobs}"
     return ShmNoSpaceError(code, f"{what}: {wanted}; {why}")
 
 
@@ -78,12 +90,6 @@ def _no_mapping(name: str | None) -> str:
     if limit != resource.RLIM_INFINITY:
         return f"this process may use {limit:,} bytes of address space: raise `ulimit -v`"
     return f"no mapping or no heap was to be had: see vm.max_map_count; {_no_space(0, name)}"
-
-
-def what_shrank(nbytes: int) -> int:
-    """The errno of whatever kept growing slots from reaching a size, ``nbytes`` in all."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    return errno.EFBIG if limit != resource.RLIM_INFINITY and nbytes > limit else errno.ENOMEM
 
 
 def _file_too_large() -> str:

@@ -9,8 +9,8 @@ from multiprocessing import context
 from typing import Any
 
 from shmtensor._core import Objects
-from shmtensor.buffer import default_stride, no_room
 from shmtensor.errors import ShutDown
+from shmtensor.growth import KNOBS, SHARE, no_room, reach
 from shmtensor.segments import NBYTES_MAX, attached, check_int, created, from_handle, handle_of
 from shmtensor.spec import Spec
 
@@ -24,6 +24,7 @@ _BYTES = Spec.parse(((None,), "uint8"))
 class ObjectSlots(Objects):
     """Objects in slots that grow, anonymous; errors are those of the queue module."""
 
+    can_be_set = True  #: whether whoever sees our errors has a max_slot_nbytes= to set
     before_trim: Callable[[ObjectSlots], object] | None = None  #: of whoever has told others where the memory lies
 
     @classmethod
@@ -35,8 +36,10 @@ class ObjectSlots(Objects):
         reserve: int | None = None,
         copy: bool = False,
         spin_us: int = 50,
+        share: int = SHARE,
     ) -> ObjectSlots:
-        """The arguments are those of Queue, and are checked here."""
+        """The arguments are those of Queue, and are checked here. ``share``: without ``max_slot_nbytes``, the part of
+        the address space left that all slots may take."""
         check_int("slots", slots, 1, 65535)
         check_int("spin_us", spin_us, 0, 10**9)
         if max_slot_nbytes is not None:
@@ -44,19 +47,23 @@ class ObjectSlots(Objects):
         if reserve is None:
             reserve = (slots + 1) // 2
         check_int("reserve", reserve, 0, slots)
-        stride = default_stride() if max_slot_nbytes is None else max(max_slot_nbytes, _FIRST)
+        what = f"creating a queue of {slots} slots"
+        stride, least, share = reach(what, slots, max_slot_nbytes, _FIRST, share)
         self = cls.__new__(cls)
         rc = self._create(
             name=None,
             slot_nbytes=_FIRST,
-            slot_stride=min(stride, (NBYTES_MAX - 2**32) // slots),
+            slot_stride=stride,
+            slot_least=least,
+            share=share,
             slots=slots,
             members=_MEMBERS,
             grow=True,
             drop=True,
             meta=_BYTES.dumps(),
         )
-        created(self, rc, f"creating a queue of {slots} slots", None, _FIRST * slots, closes_at_exit=False)
+        addresses = (least if share else stride) * slots
+        created(self, rc, what, None, _FIRST * slots, addresses, "" if share else KNOBS, closes_at_exit=False)
         self._begin(slots - reserve, bool(copy), spin_us)
         return self
 
@@ -98,7 +105,7 @@ class ObjectSlots(Objects):
         return queue.Full() if verb == "claim" else queue.Empty()
 
     def _no_room(self, code: int, what: str, nbytes: int) -> Exception:
-        return no_room(self, code, what, nbytes)
+        return no_room(self, code, what, nbytes, can_be_set=self.can_be_set)
 
 
 def _received(handle: tuple[Any, ...], keep: int, copies: bool, spin_us: int) -> ObjectSlots:

@@ -81,7 +81,7 @@ class Queue(_Base):
         ctx: taken and ignored, as there is nothing that depends on the start method.
         slots: of a queue without bound, how many objects are in shared memory at once.
         max_slot_nbytes: bytes that one object may take; memory is taken when it is first needed. None: a quarter of
-            the machine's memory.
+            the machine's memory, but all slots together no more than an eighth of the address space that is left.
         reserve: how many slots the views of received arrays may never keep: above ``slots - reserve``, arrays are
             received as copies. None: half.
         copy: True: arrays are always received as copies.

@@ -86,16 +86,26 @@ def check_total(what: str, nbytes: int, knobs: str) -> None:
 
 
 def created(
-    segment: Segment, rc: int, what: str, name: str | None, nbytes: int, *, closes_at_exit: bool = True
+    segment: Segment,
+    rc: int,
+    what: str,
+    name: str | None,
+    nbytes: int,
+    addresses: int | None = None,
+    knobs: str = "",
+    *,
+    closes_at_exit: bool = True,
 ) -> None:
-    """Raises for the -errno of a create, naming the limit that was in the way; ``nbytes`` of memory were wanted."""
+    """Raises for the -errno of a create, naming the limit that was in the way; ``nbytes`` of memory were wanted. The
+    others as in shortage()."""
     if rc == 0:
         if closes_at_exit:
             _open.add(segment)
         return
     if rc == -errno.EEXIST:
         raise FileExistsError(errno.EEXIST, f"{what}: the name is in use; attach to it, or choose another")
-    raise shortage(-rc, what, nbytes, name) or refused(-rc, what, name) or error_from(-rc, what)
+    short = shortage(-rc, what, nbytes, name, addresses, knobs)
+    raise short or refused(-rc, what, name) or error_from(-rc, what)
 
 
 def attached(segment: Segment, rc: int, what: str, name: str | None = None, *, closes_at_exit: bool = True) -> None:

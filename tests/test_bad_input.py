@@ -728,7 +728,7 @@ with st.TensorBuffer.create(any, slots=8) as buffer:
     assert 1 << 20 < buffer.slot_nbytes < min(free, 50 << 20), buffer.slot_nbytes
     buffer.put(np.full(1 << 20, 7, "uint8"))
     assert buffer.get(copy=True).min() == 7
-    assert "ulimit -v" in too_large(buffer) and "max_slot_nbytes" not in too_large(buffer)
+    assert "(`ulimit -v`)" in too_large(buffer) and "or set max_slot_nbytes=" in too_large(buffer)
 with st.TensorBuffer.create(any, slots=8, max_slot_nbytes=1 << 20) as buffer:
     assert "max_slot_nbytes" in too_large(buffer) and "ulimit" not in too_large(buffer)
 for make in (

@@ -377,7 +377,7 @@ with st.SharedTensor.zeros(300 << 20, "uint8", name=name, prefault=False) as ten
                 try:
                     one.put(np.zeros(size + 1, "uint8"))
                 except ValueError as e:
-                    assert "ulimit -v" in str(e) and "max_slot_nbytes" not in str(e), e
+                    assert "(`ulimit -v`)" in str(e) and "or set max_slot_nbytes=" in str(e), e
                 else:
                     raise AssertionError
                 one.put(np.zeros(1000, "uint8"))

@@ -17,6 +17,7 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -26,6 +27,8 @@ from support import environment, is_running, leaves_nothing, same, segment_fds, 
 
 import shmtensor as st  # noqa: E402
 import shmtensor.data  # noqa: E402
+from shmtensor.data.depth import slots_for_batches, slots_for_tasks  # noqa: E402
+from shmtensor.objects import ObjectSlots  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +117,39 @@ def test_empty_elsewhere() -> None:
     assert shmtensor.data.empty(5).dtype == torch.get_default_dtype()
 
 
+SHAPES = (600, (30, 40), [30, 40], torch.Size([600]), np.int64(600), (np.int8(60), torch.tensor(40)), (), 0, (0, 9))
+NO_SHAPES = (-1, (3, -600), True, (600.0,), "600", None, range(600), torch.tensor([30, 40]), (1 << 40, 1 << 40))
+DTYPES = (None, torch.float64, torch.bfloat16, torch.complex64, torch.bool, float, torch.qint8, torch.bits8)
+NO_DTYPES = ("float32", np.float32, np.dtype("int8"), 3)
+
+
+def made_by(empty: Any) -> list[Any]:
+    """What comes of each shape and dtype; of an error its class and what it says."""
+    out = []
+    for shape in SHAPES + NO_SHAPES:
+        for dtype in DTYPES + NO_DTYPES if type(shape) is int else (None, torch.int16):
+            try:
+                x = empty(shape, dtype=dtype)
+                out.append(f"{shape!r} {dtype!r} {x.dtype} {x.shape} {x.device} {x.is_quantized}")
+            except Exception as e:
+                out.append(f"{shape!r} {dtype!r} {e!r}")
+    return out
+
+
+def made_here(i: int) -> Any:
+    return made_by(shmtensor.data.empty), ls.lies_in_a_slot(shmtensor.data.empty(np.int64(600), float))
+
+
+def test_empty_takes_what_torchs_does() -> None:
+    theirs = made_by(torch.empty)
+    assert sum("Error" in x for x in theirs) >= 20 and sum("Size" in x for x in theirs) >= 20
+    assert made_by(shmtensor.data.empty) == theirs
+    ((in_worker, landed),) = st.DataLoader(ls.Numbers(1, made_here), None, num_workers=1)
+    assert in_worker == theirs and landed
+    with torch.device("meta"):
+        assert shmtensor.data.empty(3).device.type == "cpu"
+
+
 def test_what_no_slot_can_hold() -> None:
     with pytest.raises(ValueError, match="max_slot_nbytes"):
         list(loader(max_slot_nbytes=4096))
@@ -127,6 +163,43 @@ def test_bad_arguments(bad: Any) -> None:
         loader(keep=bad)
     with pytest.raises(ValueError, match="num_workers"):
         loader(num_workers=-1)
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_as_many_slots_as_there_can_be(schedule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted when a loader is made is what is asked for when it is iterated over."""
+
+    class Enough(Exception):
+        pass
+
+    asked: list[int] = []
+
+    def create(slots: int, **options: Any) -> Any:
+        asked.append(slots)
+        if len(asked) == 2:  # the batches', and the first that is for tasks
+            raise Enough
+        return real(slots if slots < 1000 else 10, **options)
+
+    real = ObjectSlots.create
+    monkeypatch.setattr(ObjectSlots, "create", create)
+    for workers, keep in ((1, 2), (2, 0), (3, 5), (200, 2), (4000, 100)):
+        options = {"num_workers": workers, "keep": keep, "schedule": schedule}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch, of so many workers
+            with pytest.raises(ValueError, match="prefetch_factor") as said:
+                loader(prefetch_factor=100_000, **options)
+            assert f"num_workers={workers} and keep={keep}" in str(said.value) and "(65,535)" in str(said.value)
+            most = int(str(said.value).rpartition(" ")[2].replace(",", ""))
+            asked.clear()
+            with pytest.raises(Enough):
+                iter(loader(prefetch_factor=most, **options))
+        shared = workers if schedule == "dynamic" else 1
+        one_more = slots_for_batches(most + 1, workers, keep), slots_for_tasks(most + 1, shared)
+        assert max(asked) <= 65535 < max(one_more)
+        assert asked == [slots_for_batches(most, workers, keep), slots_for_tasks(most, shared)]
+    with pytest.raises(ValueError, match="lower num_workers"):
+        loader(num_workers=33000)
+    loader(num_workers=0, prefetch_factor=None, keep=2**15)
 
 
 # ---- batches that are kept -------------------------------------------------------------------------------------------
@@ -528,6 +601,45 @@ def test_a_worker_that_dies_between_epochs(schedule: Any) -> None:
     for epoch in epochs:
         torch.manual_seed(8)
         assert same(epoch, [ls.own(x) for x in undisturbed])
+
+
+class KillsAWorker:
+    """A sampler: when it is begun, and that is when the tasks are sent, a worker dies."""
+
+    def __iter__(self) -> Any:
+        victim = multiprocessing.active_children()[0].pid
+        os.kill(victim, signal.SIGKILL)
+        os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)  # and leaves it for the handler to find
+        yield from range(24)
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_a_worker_that_dies_while_the_epoch_begins(schedule: Any) -> None:
+    """torch's handler of SIGCHLD would raise out of iter()."""
+    assert numbers(loader(sampler=KillsAWorker(), retries=1, schedule=schedule)) == EVEN
+
+
+def waits_for_the_gate(i: int) -> torch.Tensor:
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.01)
+    return ls.plain(i)
+
+
+def test_workers_that_die_faster_than_they_work(tmp_path: Any, monkeypatch: Any) -> None:
+    """Under the dynamic schedule all that is outstanding is sent again after each death, and not piled up: later tasks
+    would come behind hours of what nobody needs any more."""
+    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
+    it = iter(loader(waits_for_the_gate, retries=1000, schedule="dynamic"))
+    tasks = it._context.shared
+    for i in range(30):
+        worker = it._workers[i % 2]
+        worker.kill()
+        worker.join()
+        assert it._try_get_data(0.05) == (False, None)
+        assert it._workers[i % 2] is not worker, "it was replaced"
+        assert tasks.qsize() <= 4, "two for each worker"
+    (tmp_path / "gate").touch()
+    assert numbers(it) == EVEN
 
 
 def test_retries_come_to_an_end() -> None:

@@ -7,10 +7,12 @@ import gc
 import io
 import os
 import pickle
+import random
 import signal
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -235,6 +237,110 @@ def test_errors() -> None:
             loader().load_state_dict({k: v for k, v in state.items() if k != name})
     with pytest.raises(ValueError, match="not whole"):
         loader().load_state_dict({**state, "begin": None})
+
+
+def words(n: int, i: int = 0, value: int = 1) -> torch.Tensor:
+    out = torch.ones(n, dtype=torch.int64)
+    out[i] = value
+    return out
+
+
+DAMAGES: dict[str, list[Any]] = {
+    "base_seed": [None, "7", 7.0, True, -1, 2**63, torch.tensor(7)],
+    "yielded": [None, "1", 1.0, False, -1, 2**63, torch.tensor(1)],
+    "is_over": [None, "False", 0, 1, torch.tensor(False)],
+    "batch_size": [None, torch.tensor([4, 4])],
+    "workers": [None, [], [None], [None] * 3, "ab", [1, 2], [None, {}], [None, b"abc"]],
+    "generators": [None, 3, [torch.zeros(5056, dtype=torch.uint8)], [torch.zeros(7, dtype=torch.uint8)], ["x"], [None]],
+    "begin": [None, {}, b"abc", []],
+    "begin.torch": [
+        None,
+        b"",
+        torch.zeros(7, dtype=torch.uint8),
+        torch.zeros(5056),
+        torch.zeros(5056, dtype=torch.uint8),
+    ],
+    "begin.numpy": [None, [], [words(624)], [words(624), 3, 0], [words(624), 3, 0, 0.0, 1]],
+    "begin.numpy.0": [None, words(623), words(625), words(624).float(), words(624, 5, -1), words(624, 5, 2**32)],
+    "begin.numpy.1": [None, -1, 625, 2**70, 3.0, "3"],
+    "begin.numpy.2": [None, 2, -1, "0"],
+    "begin.numpy.3": [None, "0", 3 + 0j],
+    "begin.random": [None, [], [3, words(625)], [3, words(625), None, 0]],
+    "begin.random.0": [None, 1, "3"],
+    "begin.random.1": [
+        None,
+        words(624),
+        words(626),
+        words(625, 624, 625),
+        words(625, 0, -1),
+        words(625, 0, 2**32),
+        words(625).float(),
+    ],
+    "begin.random.2": ["0", 3 + 0j, torch.tensor(0.0)],
+}
+
+
+def damaged(state: Any, path: str, value: Any) -> Any:
+    """A copy of the state, in which something else stands there."""
+    key, _, rest = path.partition(".")
+    key = int(key) if isinstance(state, list) else key
+    out = copy.copy(state)
+    out[key] = damaged(state[key], rest, value) if rest else value
+    return out
+
+
+@pytest.mark.parametrize("path", DAMAGES)
+def test_damaged_values(path: str) -> None:
+    """Nothing is changed then."""
+    of = loader(shuffle=True, generator=seeded)
+    it = iter(of)
+    for _ in range(3):
+        next(it)
+    state = through_a_file(of.state_dict())
+    it2 = iter(other := loader(shuffle=True, generator=seeded))
+    next(it2)
+    before = copy.deepcopy(other.state_dict())
+    mine, numpys, randoms = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cases = [(path, x) for x in DAMAGES[path]]
+    if path.startswith("begin."):  # those of the workers are looked at, too
+        worker = "workers.1" + path.removeprefix("begin")
+        state["workers"][1] = state["begin"]
+        cases += [(worker, x) for x in DAMAGES[path]]
+    for where, value in cases:
+        with pytest.raises(ValueError):
+            other.load_state_dict(damaged(state, where, value))
+        assert same(other.state_dict(), before)
+    assert torch.equal(mine, torch.get_rng_state()) and random.getstate() == randoms
+    assert all(np.array_equal(a, b) for a, b in zip(numpys, np.random.get_state(), strict=True))
+    assert len(list(it2)) == 10
+    other.load_state_dict(state)
+    assert len(list(other)) == 8
+
+
+def test_damaged_values_between_epochs() -> None:
+    list(of := loader(shuffle=True, generator=seeded))
+    state = through_a_file(of.state_dict())
+    assert state["is_over"]
+    other = loader(shuffle=True, generator=seeded)
+    before = other.generator.get_state()
+    for path in ("yielded", "is_over", "generators"):
+        for value in DAMAGES[path]:
+            with pytest.raises(ValueError):
+                other.load_state_dict(damaged(state, path, value))
+            assert torch.equal(other.generator.get_state(), before)
+    other.load_state_dict(state)
+    assert torch.equal(other.generator.get_state(), of.generator.get_state())
+
+
+def test_damaged_values_of_the_dynamic_schedule() -> None:
+    it = iter(of := loader(schedule="dynamic"))
+    next(it)
+    state = through_a_file(of.state_dict())
+    with pytest.raises(ValueError, match="each batch is to have its own"):
+        loader(schedule="dynamic").load_state_dict({**state, "workers": [None, state["begin"]]})
+    other = loader(schedule="dynamic", num_workers=3)
+    other.load_state_dict(state)
+    assert len(list(other)) == 10
 
 
 @pytest.mark.parametrize("options", [{}, {"num_workers": 0}, {"schedule": "dynamic"}])

@@ -31,6 +31,7 @@ import shmtensor as st  # noqa: E402
 import shmtensor.data  # noqa: E402
 from shmtensor.data import cuda, pinning, placement  # noqa: E402
 from shmtensor.data.flight import InFlight, in_flight  # noqa: E402
+from shmtensor.data.iterator import Iterator as Iterator_  # noqa: E402
 from shmtensor.data.structure import leaves, rebuilt  # noqa: E402
 from shmtensor.objects import ObjectSlots  # noqa: E402
 
@@ -330,6 +331,13 @@ def test_recording_what_is_on_a_device_already(fake: Fake) -> None:
         shmtensor.data.record_stream([torch.ones(3, device="meta")], fake.current)
     shmtensor.data.record_stream([torch.ones(3, device="meta"), torch.ones(3)], fake.current)
     shmtensor.data.record_stream("text", fake.current)
+
+
+def test_recording_no_stream(fake: Fake) -> None:
+    none: Any = None
+    with pytest.raises(TypeError, match=r"must be a torch.cuda.Stream, as torch.cuda.current_stream\(\) returns it"):
+        shmtensor.data.record_stream([torch.ones(3)], none)
+    assert len(in_flight) == 0
 
 
 def test_the_end_waits_for_copies_and_not_for_ever(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,6 +647,13 @@ def test_without_cuda_there_is_no_device(no_cuda: None) -> None:
             loader(device=device)
 
 
+def test_without_cuda_there_is_no_stream(no_cuda: None) -> None:
+    stream: Any
+    for stream in (None, "cuda"):
+        with pytest.raises(RuntimeError, match=r"record_stream\(\): torch finds no CUDA device"):
+            shmtensor.data.record_stream([torch.ones(3)], stream)
+
+
 def test_bad_arguments() -> None:
     for bad in ("inplace", ""):
         with pytest.raises(ValueError, match='pin_memory must be True, False or "in_place"'):
@@ -646,6 +661,42 @@ def test_bad_arguments() -> None:
     for device in ("cpu", "meta", torch.device("cpu")):
         with pytest.raises(ValueError, match="device must be a CUDA device"):
             loader(device=device)
+
+
+# ---- torch's thread that pins ----------------------------------------------------------------------------------------
+
+
+class Raises:
+    """A sampler."""
+
+    def __iter__(self) -> Any:
+        yield 0
+        raise KeyError("no second index")
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_iter_that_fails_leaves_no_thread(
+    fake: Fake, persistent: bool, monkeypatch: pytest.MonkeyPatch, recwarn: Any
+) -> None:
+    """The thread and what it waits for are real; the accelerator is none."""
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator here")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda i: None)
+    monkeypatch.setattr(torch.utils.data._utils.pin_memory, "pin_memory", lambda batch, device=None: batch)
+    before = threading.active_count()
+    options = {"pin_memory": True, "persistent_workers": persistent}
+    assert sorted(numbers(loader(**options))) == EVEN, "the thread does its work"
+    gc.collect()
+    assert threading.active_count() == before
+    for _ in range(3):
+        with pytest.raises(KeyError, match="no second index"):
+            iter(loader(sampler=Raises(), **options))
+        assert threading.active_count() == before
+    gc.collect()
+    assert not [x for x in gc.get_objects() if type(x) is Iterator_]
 
 
 # ---- the seam itself, as far as it is ours ---------------------------------------------------------------------------

@@ -94,8 +94,14 @@ def record_stream(batch: Any, stream: torch.cuda.Stream) -> None:
     it came from the loader.
 
     Raises:
+        RuntimeError: there is no CUDA device, so that nothing can be under way.
+        TypeError: ``stream`` is None.
         ValueError: the batch has tensors, but all of them are on a device already.
     """
+    if not cuda.runtime.is_available():
+        raise RuntimeError("record_stream(): torch finds no CUDA device, so no batch can be on its way to one")
+    if stream is None:
+        raise TypeError("stream must be a torch.cuda.Stream, as torch.cuda.current_stream() returns it, not None")
     found = leaves(batch)
     tensors = [x for x in found if isinstance(x, torch.Tensor)]
     if tensors and all(x.device.type != "cpu" for x in tensors):

@@ -21,6 +21,7 @@ from shmtensor._core import Parcel
 from shmtensor.data import seeds, worker
 from shmtensor.data.assembly import RowResults
 from shmtensor.data.context import Context
+from shmtensor.data.depth import slots_for_batches, slots_for_rows, slots_for_tasks
 from shmtensor.data.flight import in_flight
 from shmtensor.data.position import Position, pass_over
 from shmtensor.data.results import EPOCHS, Results
@@ -77,7 +78,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
         self._context = Context(
             loader.multiprocessing_context or torch.multiprocessing,
             self._results,
-            2 * (loader.prefetch_factor or 2) + 4,
+            slots_for_tasks(loader.prefetch_factor or 2, 1),
             worker.run,
             self._begins(loader.num_workers),
             base_seed=None if self._resume is None else self._resume.base_seed,
@@ -91,19 +92,15 @@ class Iterator(_MultiProcessingDataLoaderIter):
             except BaseException:
                 self._give_up()
                 raise
-        if loader.retries:
-            self._ignore_deaths()
 
     def _new_results(self, loader: DataLoader[Any]) -> Results:
-        outstanding = (loader.prefetch_factor or 2) * loader.num_workers
-        # What is outstanding; what the user keeps; and two for each worker: whose dataset keeps what it sends, or who
-        # still writes a row of an epoch that is over.
-        slots = self._shelf.take(outstanding + loader.keep + 2 * loader.num_workers, loader.max_slot_nbytes)
+        prefetch = loader.prefetch_factor or 2
+        slots = self._shelf.take(slots_for_batches(prefetch, loader.num_workers, loader.keep), loader.max_slot_nbytes)
         if loader._by_rows:
             return RowResults(
                 slots,
                 loader.keep,
-                rows_at_once=min(outstanding * (loader.batch_size or 32), 1024) + loader.num_workers,
+                rows_at_once=slots_for_rows(prefetch, loader.num_workers, loader.batch_size),
                 max_slot_nbytes=loader.max_slot_nbytes,
                 opens=_pins(loader),
             )
@@ -112,7 +109,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
             slots,
             loader.keep,
             opens=_pins(loader),
-            states=States(loader.num_workers, outstanding + 2) if leaves_states else None,
+            states=States(loader.num_workers, prefetch * loader.num_workers + 2) if leaves_states else None,
             doing=Doing(loader.num_workers) if self._is_dynamic and loader.retries else None,
         )
 
@@ -120,6 +117,8 @@ class Iterator(_MultiProcessingDataLoaderIter):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         self._began = None
+        if first_iter and self._retries:
+            self._ignore_deaths()  # before the sampler is begun, which may take as long as it likes
         if self._is_dynamic:
             self._begin_dynamic(loader, first_iter)
         self._position = loader._new_position()
@@ -270,9 +269,15 @@ class Iterator(_MultiProcessingDataLoaderIter):
     # ---- the end
 
     def _give_up(self) -> None:
-        """Ends the workers that were started before one could not be, or before the sampler raised."""
+        """Ends the workers that were started before one could not be, or before the sampler raised, and the thread that
+        pins."""
         self._shutdown = True
         self._ignore_deaths()  # or torch's handler would raise for those that end now, and know us for ever
+        thread = getattr(self, "_pin_memory_thread", None)
+        if thread is not None:
+            self._pin_memory_thread_done_event.set()
+            self._results.put((None, None))  # it waits for something; if there is no room for that, it has something
+            thread.join()
         processes = getattr(self, "_workers", [])
         for process in processes:
             process.terminate()

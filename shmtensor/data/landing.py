@@ -55,19 +55,20 @@ def empty(shape: int | Sequence[int], dtype: torch.dtype | None = None) -> torch
         dtype: None: torch's default.
 
     Raises:
+        What torch.empty() raises.
         ShmNoSpaceError: memory is short.
         ValueError: it is larger than the loader's max_slot_nbytes.
     """
-    size = (shape,) if isinstance(shape, int) else tuple(shape)
-    dtype = torch.get_default_dtype() if dtype is None else dtype
     landing = _here.landing
     if landing is not None:
+        like = torch.empty(shape, dtype=dtype, device="meta")  # what a shape and a dtype are, is torch's to say
+        size, wanted = tuple(like.shape), like.dtype
         # A collate function makes the batch; what a dataset makes is one sample, after which its siblings will come.
         make = landing.whole if _here.is_collating else landing.empty
-        out = _here.patiently(lambda seconds: make(size, dtype, seconds))
+        out = _here.patiently(lambda seconds: make(size, wanted, seconds))
         if out is not None:
             return out
-    return torch.empty(size, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 class Collate:

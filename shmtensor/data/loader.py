@@ -14,6 +14,7 @@ import torch.utils.data
 from torch.utils.data import Dataset, IterableDataset, MapDataPipe, Sampler
 
 from shmtensor.data import cuda
+from shmtensor.data.depth import check_prefetch
 from shmtensor.data.device import Moved
 from shmtensor.data.inprocess import InProcess
 from shmtensor.data.iterator import Iterator
@@ -63,7 +64,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
             with each batch, about 0.1 ms.
         progress: whether an epoch has a progress bar, which is tqdm's and needs it installed.
         max_slot_nbytes: bytes that one batch may take; memory is taken when it is first needed. None: a quarter of the
-            machine's memory.
+            machine's memory, but all slots together no more than a quarter of the address space that is left.
 
     Raises:
         TypeError, ValueError: an argument is wrong; torch's are checked by torch.
@@ -143,6 +144,7 @@ class DataLoader(torch.utils.data.DataLoader[_T]):
             pin_memory_device=pin_memory_device,
             **newer,
         )
+        check_prefetch(self.prefetch_factor or 2, self.num_workers, keep, shares=schedule == "dynamic")
 
         self._check_schedule()
         self._by_rows = self._check_granularity()

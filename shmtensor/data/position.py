@@ -102,13 +102,13 @@ class Position:
 
     @classmethod
     def loaded(cls, state: dict[str, Any], loader: Any) -> Position:
-        """What dumped() gave, if this loader can go on from there; else ValueError."""
-        version = state.get("version") if isinstance(state, dict) else None
-        if version != _VERSION:
-            raise ValueError(f"not a state of a DataLoader: its version is {version!r}, not {_VERSION}")
+        """What dumped() gave, if this loader can go on from there; else ValueError. Nothing is changed."""
         try:
+            version = state.get("version") if isinstance(state, dict) else None
+            if version != _VERSION:
+                raise ValueError(f"not a state of a DataLoader: its version is {version!r}, not {_VERSION}")
             return cls._loaded(state, loader)
-        except (KeyError, TypeError, AttributeError) as e:
+        except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
             raise ValueError(f"a state of a DataLoader that is not whole: {e!r}") from e
 
     @classmethod
@@ -116,18 +116,42 @@ class Position:
         for name, value in _same_setting(loader):
             if state[name] != value:
                 raise ValueError(f"the state is of a DataLoader with {name}={state[name]!r}, not {value!r}")
-        if len(state["generators"]) != len(generators_of(loader)):
-            raise ValueError(
-                f"the state has {len(state['generators'])} generators; this loader and its samplers have "
-                f"{len(generators_of(loader))}"
-            )
-        if state["is_over"]:
-            return cls(generators=state["generators"], yielded=state["yielded"])
+        is_over, yielded, generators = state["is_over"], state["yielded"], state["generators"]
+        if not isinstance(is_over, bool):
+            raise ValueError(f"is_over has to be True or False, not {is_over!r}")
+        _check_number("yielded", yielded)
+        _check_generators(generators, generators_of(loader))
+        if is_over:
+            return cls(generators=generators, yielded=yielded)
+        base_seed = state["base_seed"]
+        _check_number("base_seed", base_seed)
         return cls(
             begin=seeds.loaded(state["begin"]),
-            generators=state["generators"],
-            base_seed=state["base_seed"],
-            yielded=state["yielded"],
+            generators=generators,
+            base_seed=base_seed,
+            yielded=yielded,
             is_over=False,
-            workers=[None if x is None else seeds.loaded(x) for x in state["workers"]],
+            workers=_loaded_workers(state["workers"], loader),
         )
+
+
+def _check_number(name: str, x: object) -> None:
+    if type(x) is not int or not 0 <= x < 2**63:
+        raise ValueError(f"{name} has to be an int that is not negative, not {x!r:.80}")
+
+
+def _check_generators(states: list[torch.Tensor], generators: list[torch.Generator]) -> None:
+    if len(states) != len(generators):
+        raise ValueError(f"the state has {len(states)} generators; this loader and its samplers have {len(generators)}")
+    for state, generator in zip(states, generators, strict=True):
+        torch.Generator(generator.device).set_state(state)  # another one, to see whether it takes that
+
+
+def _loaded_workers(states: list[Any], loader: Any) -> list[bytes | None]:
+    """Of each worker; where each batch has its own seed, there are none."""
+    if "num_workers" not in dict(_same_setting(loader)):
+        if any(x is not None for x in states):
+            raise ValueError("the state has random states of workers, but each batch is to have its own")
+    elif len(states) != loader.num_workers:
+        raise ValueError(f"the state has those of {len(states)} workers, not of {loader.num_workers}")
+    return [None if x is None else seeds.loaded(x) for x in states]

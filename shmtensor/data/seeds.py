@@ -59,7 +59,23 @@ def dumped(state: bytes) -> dict[str, Any]:
 
 
 def loaded(state: dict[str, Any]) -> bytes:
-    """What dumped() was given."""
-    (keys, *rest), (version, internal, gauss) = state["numpy"], state["random"]
-    of_numpy = ("MT19937", keys.numpy().astype(np.uint32), *rest)
-    return pickle.dumps((state["torch"].numpy().tobytes(), of_numpy, (version, tuple(internal.tolist()), gauss)), 5)
+    """What dumped() was given. ValueError, or what else comes of looking at it: these are no random states."""
+    (keys, at, *rest), (version, internal, gauss) = state["numpy"], state["random"]
+    _check_words("numpy's random state", keys, at, 624)
+    _check_words("random's state", internal, int(internal[-1]), 625)
+    has_gauss, of_gauss = rest
+    if has_gauss not in (0, 1) or not isinstance(of_gauss, float) or not isinstance(gauss, float | None):
+        raise ValueError("a random state has to say what is left of a pair of normal deviates, or that nothing is")
+    of_random = version, tuple(internal.tolist()), gauss
+    torch.Generator().set_state(state["torch"])  # those who know best
+    random.Random().setstate(of_random)
+    of_numpy = ("MT19937", keys.numpy().astype(np.uint32), at, has_gauss, of_gauss)
+    return pickle.dumps((state["torch"].numpy().tobytes(), of_numpy, of_random), 5)
+
+
+def _check_words(what: str, words: torch.Tensor, at: int, n: int) -> None:
+    """numpy takes what is given to it, and reads beyond the end then."""
+    if words.dtype != torch.int64 or words.shape != (n,) or int(words.min()) < 0 or int(words.max()) >= 2**32:
+        raise ValueError(f"{what} has to be {n} integers of 32 bits, as int64")
+    if type(at) is not int or not 0 <= at <= 624:
+        raise ValueError(f"{what} has to be at a place of 0..624, not {at!r}")

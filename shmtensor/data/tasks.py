@@ -9,16 +9,21 @@ from torch.utils.data._utils.worker import _ResumeIteration
 from shmtensor.data.results import Results
 from shmtensor.data.retrying import Notes
 from shmtensor.data.shelf import SPIN_US
+from shmtensor.objects import ObjectSlots
 from shmtensor.queue import Queue
 
 __all__ = ["SharedTasks", "Tasks"]
+
+_SHARE = 256  #: indices take little room, and each worker has a queue of them
 
 
 class Tasks(Queue):
     """What one worker has to do. Its bound is that of the iterator, which has no more outstanding."""
 
     def __init__(self, depth: int, notes: Notes | None) -> None:
-        super().__init__(slots=depth, copy=True, spin_us=SPIN_US)
+        slots = ObjectSlots.create(depth, copy=True, spin_us=SPIN_US, share=_SHARE)
+        slots.can_be_set = False
+        self._open(slots, 0)
         self.notes = notes
 
     def __setstate__(self, state: Any) -> None:
@@ -57,6 +62,13 @@ class SharedTasks(Tasks):
                 self.notes.acknowledged()
         else:
             super().put(obj, block, timeout)
+
+    def again(self, worker: int, pid: int) -> tuple[bytes | None, list[Any], int]:
+        """What nobody has taken yet is taken back, for all that is outstanding will be sent: each death would leave
+        more in the queue than the workers could ever do, if they die faster than they work."""
+        self._slots.reclaim()
+        self._slots.drain()
+        return super().again(worker, pid)
 
     def resend(self, task: Any) -> None:
         super().resend(task if task is None else (*task, self.base_seed, self._results.epoch))

@@ -15,6 +15,7 @@ static shmt_config config(uint32_t flags, bool named) {
     return (shmt_config){.name = named ? name : NULL,
                          .slot_nbytes = 8192,
                          .slot_stride = 1 << 20,
+                         .share = 1,
                          .slots = 3,
                          .members = 4,
                          .flags = flags | SHMT_PREFAULT};

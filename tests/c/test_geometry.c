@@ -36,6 +36,8 @@ static void random_wishes(void) {
             .slot_stride = next_random(&random) >> next_random(&random) % 64,
             .slots = (uint32_t)(next_random(&random) >> 32) >> next_random(&random) % 32,
             .members = (uint32_t)(next_random(&random) >> 32) >> next_random(&random) % 32,
+            .slot_least = next_random(&random) % 2 ? 0 : next_random(&random) >> next_random(&random) % 64,
+            .share = (uint32_t)next_random(&random) % 2,
             .flags = (uint32_t)(next_random(&random) % 17),
             .alignment = next_random(&random) % 4 ? 0 : 1u << next_random(&random) % 14,
             .meta_nbytes = (uint32_t)(next_random(&random) >> 32) >> next_random(&random) % 32,
@@ -105,26 +107,38 @@ static void how_far_apart_slots_are(void) {
 }
 
 static void shrinking(void) {
-    shmt_geometry geo =
-        plan((shmt_config){.slots = 4, .slot_nbytes = 10000, .slot_stride = UINT64_C(1) << 36, .flags = SHMT_GROW});
+    const uint64_t far = UINT64_C(1) << 36;
+    shmt_geometry geo = plan((shmt_config){.slots = 4, .slot_nbytes = 10000, .slot_stride = far, .flags = SHMT_GROW});
     int times = 0;
-    for (uint64_t before = geo.slot_stride; shmt_geometry_shrink(&geo); before = geo.slot_stride, times++) {
-        CHECK(geo.slot_stride < before && geo.slot_stride >= before / 2 - SHMT_PAGE);
+    for (uint64_t before = geo.total_nbytes; shmt_geometry_fit(&geo, 0, before / 2);
+         before = geo.total_nbytes, times++) {
         CHECK(geo.slot_stride >= 10000 && geo.slot_stride % SHMT_PAGE == 0);
         CHECK_EQ(shmt_geometry_place(&geo), 0);
         in_order_and_apart(&geo);
+        CHECK(geo.total_nbytes <= before / 2 || geo.slot_stride == 12288);
+        CHECK(geo.total_nbytes + 6 * SHMT_PAGE > before / 2); /* no further than it has to */
     }
-    CHECK(times >= 20 && geo.slot_stride < 32768);
+    CHECK(times >= 20);
+    CHECK_EQ(geo.slot_stride, 12288);
+    geo = plan((shmt_config){.slots = 4, .slot_stride = far, .flags = SHMT_GROW | SHMT_HUGE_PAGES});
+    CHECK(shmt_geometry_fit(&geo, 0, far) && shmt_geometry_place(&geo) == 0 && geo.total_nbytes <= far);
     geo = plan((shmt_config){.slots = 4, .slot_nbytes = 10000});
-    CHECK(!shmt_geometry_shrink(&geo)); /* these do not grow */
+    CHECK(!shmt_geometry_fit(&geo, 0, 0)); /* these do not grow */
     geo = plan((shmt_config){.slots = 4, .slot_stride = 16384, .flags = SHMT_GROW});
-    CHECK(shmt_geometry_shrink(&geo) && shmt_geometry_shrink(&geo) && !shmt_geometry_shrink(&geo));
+    CHECK(!shmt_geometry_fit(&geo, 0, geo.total_nbytes + SHMT_PAGE) && geo.slot_stride == 16384);
+    CHECK(shmt_geometry_fit(&geo, 5000, 0) && geo.slot_stride == 8192 && !shmt_geometry_fit(&geo, 5000, 0));
+    CHECK(shmt_geometry_fit(&geo, 0, 0) && !shmt_geometry_fit(&geo, 0, 0));
     CHECK_EQ(geo.slot_stride, SHMT_PAGE); /* and not to nothing at all */
     geo = plan((shmt_config){.slots = 0, .slot_nbytes = 10000, .flags = SHMT_GROW});
-    CHECK(!shmt_geometry_shrink(&geo));
-    /* More than any address space holds: as far as it can be counted. */
-    geo = plan((shmt_config){
-        .slots = SHMT_SLOTS_MAX, .slot_nbytes = 4096, .slot_stride = SHMT_NBYTES_MAX, .flags = SHMT_GROW});
+    CHECK(!shmt_geometry_fit(&geo, 0, 0));
+    geo = plan((shmt_config){.slots = 4, .slot_least = 9000, .slot_stride = 5000, .flags = SHMT_GROW});
+    CHECK_EQ(geo.slot_stride, 12288);
+    /* More than any address space holds: as far as it can be counted, unless just that was asked for. */
+    shmt_config config = {
+        .slots = SHMT_SLOTS_MAX, .members = 1, .slot_nbytes = 4096, .slot_stride = SHMT_NBYTES_MAX, .flags = SHMT_GROW};
+    CHECK_EQ(shmt_geometry_plan(&config, &geo), -EOVERFLOW);
+    config.share = 1;
+    geo = plan(config);
     in_order_and_apart(&geo);
     CHECK(geo.total_nbytes > SHMT_NBYTES_MAX / 4);
 }

@@ -16,6 +16,7 @@ static int create(uint32_t flags, bool named) {
     shmt_config wish = {.name = named ? name : NULL,
                         .slot_nbytes = 8192,
                         .slot_stride = 1 << 20,
+                        .share = 1,
                         .slots = 3,
                         .members = 4,
                         .flags = flags | SHMT_PREFAULT};
@@ -223,7 +224,8 @@ static void no_file_so_large(void) {
             if (strcmp(faults_what(), "ftruncate") == 0) {
                 CHECK_EQ(rc, 0);
                 CHECK(shmt_segment_info(made)->flags & SHMT_SHRUNK);
-                CHECK_EQ(shmt_segment_info(made)->slot_stride, 1 << 19);
+                CHECK(shmt_segment_info(made)->slot_stride > 500 << 10 &&
+                      shmt_segment_info(made)->slot_stride <= 1 << 19);
                 found++;
             }
             if (rc == 0) {

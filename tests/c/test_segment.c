@@ -200,8 +200,8 @@ static void the_largest_counts(void) {
 /* ---- growing ------------------------------------------------------------------------------------------------------- */
 
 static void growing_slots_cost_what_they_use(void) {
-    shmt_segment *seg = make_config(
-        (shmt_config){.slot_nbytes = 10000, .slot_stride = 16 * GIB, .slots = 8, .flags = SHMT_GROW | SHMT_PREFAULT});
+    shmt_segment *seg = make_config((shmt_config){
+        .slot_nbytes = 10000, .slot_stride = 16 * GIB, .share = 1, .slots = 8, .flags = SHMT_GROW | SHMT_PREFAULT});
     const shmt_info *info = shmt_segment_info(seg);
     struct stat st;
     CHECK(info->slot_stride >= 10000 && info->slot_stride <= 16 * GIB);
@@ -261,16 +261,56 @@ static uint64_t address_space(void) {
     return pages * SHMT_PAGE;
 }
 
+/* With little address space slots may grow less far, so that others have some too. */
+static void slots_take_their_share_of_the_address_space(void) {
+    pid_t pid = start_child();
+    if (pid == 0) {
+        shmt_config config = {
+            .slot_nbytes = 100000, .slot_stride = 64 * GIB, .slots = 16, .members = 2, .flags = SHMT_GROW};
+        struct rlimit limit = {.rlim_cur = address_space() + 2 * GIB, .rlim_max = RLIM_INFINITY};
+        CHECK_EQ(setrlimit(RLIMIT_AS, &limit), 0);
+        uint64_t left;
+        CHECK_EQ(shmt_memory_addresses(&left), 0);
+        CHECK(left > 2 * GIB - GIB / 16 && left <= 2 * GIB);
+        static const uint32_t shares[] = {1, 3, 8, 1000};
+        for (size_t i = 0; i < 4; i++) {
+            shmt_segment *one = NULL;
+            config.share = shares[i];
+            CHECK_EQ(shmt_segment_create(&config, &one), 0);
+            const shmt_info *info = shmt_segment_info(one);
+            CHECK(info->flags & SHMT_SHRUNK);
+            CHECK(info->total_nbytes <= left / shares[i] && info->total_nbytes >= left / shares[i] / 10 * 8);
+            shmt_segment_drop(one);
+        }
+        config.slot_least = 20 << 20; /* less is of no use */
+        shmt_segment *one = NULL;
+        CHECK_EQ(shmt_segment_create(&config, &one), 0);
+        CHECK_EQ(shmt_segment_info(one)->slot_stride, 20 << 20);
+        shmt_segment_drop(one);
+        config.slot_least = 200 << 20;
+        CHECK_EQ(shmt_segment_create(&config, &one), -ENOMEM);
+        config.slot_least = 0;
+        config.share = 0; /* nobody said that it may be less */
+        CHECK_EQ(shmt_segment_create(&config, &one), -ENOMEM);
+        config.slot_stride = GIB / 10;
+        CHECK_EQ(shmt_segment_create(&config, &one), 0);
+        CHECK(shmt_segment_info(one)->slot_stride >= GIB / 10 && !(shmt_segment_info(one)->flags & SHMT_SHRUNK));
+        shmt_segment_drop(one);
+        _exit(0);
+    }
+    child_ok(pid);
+}
+
 /* With little address space a slot may grow less; with less than that, an error that leaves nothing. */
 static void the_stride_shrinks_to_the_address_space(void) {
     pid_t pid = start_child();
     if (pid == 0) {
         struct rlimit limit = {.rlim_cur = address_space() + 2 * GIB, .rlim_max = RLIM_INFINITY};
         CHECK_EQ(setrlimit(RLIMIT_AS, &limit), 0);
-        shmt_segment *seg =
-            make_config((shmt_config){.slot_nbytes = 100000, .slot_stride = 64 * GIB, .slots = 16, .flags = SHMT_GROW});
+        shmt_segment *seg = make_config(
+            (shmt_config){.slot_nbytes = 100000, .slot_stride = 64 * GIB, .share = 1, .slots = 16, .flags = SHMT_GROW});
         uint64_t stride = shmt_segment_info(seg)->slot_stride;
-        CHECK(stride >= 32 << 20 && stride < 2 * GIB / 16); /* halved no further than needed */
+        CHECK(stride >= 32 << 20 && stride < 2 * GIB / 16); /* no less far than needed */
         struct stat st;
         CHECK_EQ(fstat(shmt_segment_info(seg)->fd, &st), 0);
         CHECK_EQ(st.st_size, shmt_segment_info(seg)->total_nbytes);
@@ -284,12 +324,14 @@ static void the_stride_shrinks_to_the_address_space(void) {
 
         int fds = count_fds(NULL);
         seg = NULL;
-        CHECK_EQ(
-            shmt_segment_create(
-                &(shmt_config){
-                    .slot_nbytes = GIB / 4, .slot_stride = 64 * GIB, .slots = 16, .members = 2, .flags = SHMT_GROW},
-                &seg),
-            -ENOMEM); /* not even slot_nbytes each */
+        CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = GIB / 4,
+                                                    .slot_stride = 64 * GIB,
+                                                    .share = 1,
+                                                    .slots = 16,
+                                                    .members = 2,
+                                                    .flags = SHMT_GROW},
+                                     &seg),
+                 -ENOMEM); /* not even slot_nbytes each */
         CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = 4 * GIB, .slots = 1, .members = 2}, &seg), -ENOMEM);
         CHECK(seg == NULL);
         CHECK_EQ(count_fds(NULL), fds);
@@ -302,10 +344,13 @@ static void the_stride_shrinks_to_the_address_space(void) {
 /* More than any address space: the same answer. */
 static void the_stride_shrinks_to_what_can_be_had_at_all(void) {
     shmt_segment *seg = NULL;
-    CHECK_EQ(shmt_segment_create(
-                 &(shmt_config){
-                     .slot_nbytes = 4096, .slot_stride = 1024 * GIB, .slots = 1024, .members = 2, .flags = SHMT_GROW},
-                 &seg),
+    CHECK_EQ(shmt_segment_create(&(shmt_config){.slot_nbytes = 4096,
+                                                .slot_stride = 1024 * GIB,
+                                                .share = 1,
+                                                .slots = 1024,
+                                                .members = 2,
+                                                .flags = SHMT_GROW},
+                                 &seg),
              0);
     CHECK(shmt_segment_info(seg)->slot_stride >= 4096);
     shmt_segment_drop(seg);
@@ -718,8 +763,11 @@ static void a_limited_file_size(void) {
         config.slot_stride = 1 << 20; /* what can grow grows less far */
         config.slots = 2;
         config.flags = SHMT_GROW;
+        CHECK_EQ(shmt_segment_create(&config, &seg), -EFBIG);
+        config.share = 1;
         CHECK_EQ(shmt_segment_create(&config, &seg), 0);
         CHECK(shmt_segment_info(seg)->flags & SHMT_SHRUNK);
+        CHECK(shmt_segment_info(seg)->slot_stride > 400 << 10); /* nobody else wants the file */
         CHECK(shmt_segment_info(seg)->total_nbytes <= 1 << 20);
         put(seg, 1);
         CHECK_EQ(get_tag(seg), 1);
@@ -774,10 +822,11 @@ static void a_plain_segment(void) {
 TESTS(TEST(what_was_asked_for_is_what_one_gets), TEST(an_anonymous_file_is_sealed_and_private),
       TEST(a_named_file_is_private), TEST(another_process_attaches), TEST(where_the_payload_lies),
       TEST(impossible_wishes), TEST(the_largest_counts), TEST(growing_slots_cost_what_they_use),
-      TEST(a_slot_that_does_not_grow), TEST(the_stride_shrinks_to_the_address_space),
-      TEST(the_stride_shrinks_to_what_can_be_had_at_all), TEST(attaching_without_address_space),
-      TEST(attaching_without_descriptors), TEST(each_corrupt_field_is_refused), TEST(another_build_is_refused),
-      TEST(a_file_of_the_wrong_size_or_kind), TEST(a_flag_that_lies_fills_no_sparse_file), TEST(random_headers),
-      TEST(two_descriptors_each_and_none_afterwards), TEST(closing_twice_and_what_still_works),
-      TEST(a_slot_that_is_left_behind_is_reclaimed), TEST(prefault_within_bounds), TEST(no_core_dump_and_huge_pages),
-      TEST(a_plain_segment), TEST(a_file_with_a_hole), TEST(a_limited_file_size))
+      TEST(a_slot_that_does_not_grow), TEST(slots_take_their_share_of_the_address_space),
+      TEST(the_stride_shrinks_to_the_address_space), TEST(the_stride_shrinks_to_what_can_be_had_at_all),
+      TEST(attaching_without_address_space), TEST(attaching_without_descriptors), TEST(each_corrupt_field_is_refused),
+      TEST(another_build_is_refused), TEST(a_file_of_the_wrong_size_or_kind),
+      TEST(a_flag_that_lies_fills_no_sparse_file), TEST(random_headers), TEST(two_descriptors_each_and_none_afterwards),
+      TEST(closing_twice_and_what_still_works), TEST(a_slot_that_is_left_behind_is_reclaimed),
+      TEST(prefault_within_bounds), TEST(no_core_dump_and_huge_pages), TEST(a_plain_segment), TEST(a_file_with_a_hole),
+      TEST(a_limited_file_size))
