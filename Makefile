@@ -32,7 +32,7 @@ CYSOURCES := $(wildcard shmtensor/*.pyx shmtensor/*.px[di])
 CFORMATTED := $(CSOURCES) $(wildcard $(addsuffix /*.[ch],tests/c tests/fuzz tests/soak model/weak))
 
 .DELETE_ON_ERROR:
-.PHONY: help env build demo examples test test-c test-py coverage stateful asan tsan fuzz soak soak-mutants model weak lint types docs format \
+.PHONY: help env build demo examples test test-c test-py test-proofs test-others coverage stateful asan tsan fuzz soak soak-mutants model weak lint types docs format \
 	bench wheel sdist clean distclean FORCE
 
 help: ## this list
@@ -113,8 +113,17 @@ examples: $(STAMP)-build $(STAMP)-torch-$(TORCH) ## the examples of DataLoader, 
 
 test: ## everything: lint, types, C tests (plain and under sanitizers), Python tests
 	+@$(SUBMAKE) lint
-	+@$(SUBMAKE) test-c
-	+@$(SUBMAKE) test-py
+	+@$(SUBMAKE) -j3 test-proofs test-others
+
+# Two at a time, as most of these tests keep one core busy. The first says all that it has to say at its end.
+PROOFS := $(addprefix tests/test_,crash.py fuzz.py model.py typing.py weak.py)
+test-proofs: $(STAMP)-build $(STAMP)-torch-$(TORCH)
+	@mkdir -p build
+	+@{ $(SUBMAKE) test-c && \
+		$(if $(PYTEST_ARGS),true,$(BIN)/python -m pytest -p no:cacheprovider $(PROOFS)); } >build/proofs.log 2>&1; \
+		rc=$$?; echo; cat build/proofs.log; exit $$rc
+test-others: $(STAMP)-build $(STAMP)-torch-$(TORCH)
+	@$(BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix --ignore=,$(PROOFS)))
 
 test-c: ## the C tests with gcc and clang: plain, ASan + UBSan, TSan
 	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test
