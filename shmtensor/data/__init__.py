@@ -10,8 +10,9 @@ A batch, from the dataset to the training loop:
     loader.py     the arguments
 
 context.py gives torch's iterator those queues, and the processes; inprocess.py is for num_workers=0. shelf.py has the
-segments that one epoch leaves to the next, depth.py how many slots they need, retrying.py what it takes to compute a dead worker's batches again,
-position.py what it takes to go on in the middle of an epoch, and seeds.py the random states that both need.
+segments that one epoch leaves to the next, and depth.py says how many slots they need; retrying.py has what it takes to
+compute a dead worker's batches again, position.py to go on in the middle of an epoch, and seeds.py the random states
+that both need.
 
 With granularity="sample" a batch is made by several workers; rows.py tells how, and with assembly.py and filling.py it
 takes the place of tasks.py, landing.py and half of results.py.
