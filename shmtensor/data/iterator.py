@@ -59,6 +59,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
     """What iter() of a DataLoader with workers gives."""
 
     _worker_pids_set: bool
+    _failure: str | None = None  #: what has ended this epoch, although torch's iterator would go on
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._shutdown = True  # until there is something to shut down
@@ -117,6 +118,7 @@ class Iterator(_MultiProcessingDataLoaderIter):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         self._began = None
+        self._failure = None
         if first_iter and self._retries:
             self._ignore_deaths()  # before the sampler is begun, which may take as long as it likes
         if self._is_dynamic:
@@ -168,6 +170,8 @@ class Iterator(_MultiProcessingDataLoaderIter):
         super()._try_put_index()
 
     def __next__(self) -> Any:
+        if self._failure is not None:  # what is outstanding will not come
+            raise RuntimeError(self._failure)
         while self._throw_away:
             self._throw_away -= 1
             super().__next__()
@@ -253,7 +257,8 @@ class Iterator(_MultiProcessingDataLoaderIter):
                 why = f"a batch was tried {tries} times: see retries="
         if why:
             self._mark_worker_as_unavailable(i)
-            raise RuntimeError(f"DataLoader worker (pid(s) {pid}) exited unexpectedly; {why}")
+            self._failure = f"DataLoader worker (pid(s) {pid}) exited unexpectedly; {why}"
+            raise RuntimeError(self._failure)
         process.start()
         self._workers[i] = process
         self._index_queues[i] = queue_of_tasks
