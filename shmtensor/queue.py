@@ -306,6 +306,9 @@ class SimpleQueue(_Base):
     def __init__(self, *, ctx: object = None) -> None:
         self._open(ObjectSlots.create(_SLOTS), _SLOTS)
 
+    def _init(self) -> None:
+        self._slots.can_be_set = False
+
     def put(self, obj: object) -> None:
         """Puts ``obj``, as it is now. Raises as Queue.put(), but not Full."""
         self._check_open()
