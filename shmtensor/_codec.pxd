@@ -18,6 +18,12 @@ ctypedef struct Part:
     Part *next
 
 
+# What a message has met: a list, dict, long text, array, ... that may come again.
+ctypedef struct Met:
+    PyObject *x    # NULL: nothing
+    int64_t index  # its number, or ~number while we are in it
+
+
 cdef class Encoder:
     cdef uint8_t *out         # the stream: everything but the payload of large arrays
     cdef size_t n, size       # its bytes: used, allocated
@@ -25,7 +31,11 @@ cdef class Encoder:
     cdef Part *last
     cdef Part *spare          # for the next one
     cdef list keep            # what the parts point into
-    cdef dict memo            # id -> index of what was met; ~index while we are in it
+    cdef Met *met             # a table of what was met, by address, at most half full
+    cdef int64_t met_n, met_size
+    cdef object dtype         # of the array before; None: known_dtype() is to be asked again
+    cdef Field field          # what it said
+    cdef bytes dtype_name
     cdef list buffers         # of a pickled message
     cdef uint64_t payload     # where the next part goes: bytes from where the payload begins
     cdef const uint8_t *base  # memory where arrays may lie already that need no copy, NULL: there is none
@@ -52,6 +62,9 @@ cdef class Encoder:
     cdef int node(self, object x) except -1
     cdef int once(self, object x, bint holds) except -1
     cdef int leave(self, object x) except -1
+    cdef Met *find_met(self, PyObject *x) noexcept
+    cdef int grow_met(self) except -1
+    cdef int know(self, object dtype) except -1
     cdef bint packed(self, list items) except -1
     cdef int sequence(self, uint8_t code, object items) except -1
     cdef int mapping(self, dict items) except -1

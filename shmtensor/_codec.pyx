@@ -20,11 +20,11 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
 from cpython.list cimport PyList_GET_ITEM, PyList_New, PyList_SET_ITEM
 from cpython.buffer cimport PyBUF_READ
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 cimport cython
 cimport numpy as cnp
 
@@ -86,6 +86,8 @@ cdef enum:
     KEYS = 256         # keys of dicts that a receiver remembers, each of at most KEY_MAX bytes
     KEY_MAX = 32
     DEEP = 64          # levels that a tree has at most: to read it takes a call for each, to read a pickle does not
+    MET_FIRST = 32     # places of the table of what was met: a power of two
+    MET_KEPT = 1024    # a larger one is not kept for the next message
     LONG = 1024        # text and bytes from here on are written once, however often they turn up
 
 
@@ -203,7 +205,6 @@ cdef class Encoder:
 
     def __cinit__(self):
         self.keep = []
-        self.memo = {}
         self.buffers = []
 
     def __dealloc__(self):
@@ -213,6 +214,7 @@ cdef class Encoder:
             part = self.spare
             self.spare = part.next
             PyMem_Free(part)
+        PyMem_Free(self.met)
         PyMem_Free(self.out)
 
     cdef void forget(self) noexcept:
@@ -226,8 +228,14 @@ cdef class Encoder:
         self.flags = 0
         if self.keep is not None:
             self.keep.clear()
-            self.memo.clear()
             self.buffers.clear()
+        if self.met_size > MET_KEPT:
+            PyMem_Free(self.met)
+            self.met = NULL
+            self.met_size = 0
+        elif self.met_n > 0:
+            memset(self.met, 0, self.met_size * sizeof(Met))
+        self.met_n = 0
 
     # ---- the stream
 
@@ -411,14 +419,17 @@ cdef class Encoder:
     cdef int once(self, object x, bint holds) except -1:
         """Whether `x` was met before: then a reference stands for it. If it `holds` others, leave() says when we are
         through with them."""
-        cdef PyObject *found
+        cdef Met *met
         cdef int64_t index
-        key = <size_t><PyObject *>x
-        found = PyDict_GetItem(self.memo, key)
-        if found == NULL:
-            self.memo[key] = ~len(self.memo) if holds else len(self.memo)  # negative: we are in it
+        if 2 * (self.met_n + 1) > self.met_size:
+            self.grow_met()
+        met = self.find_met(<PyObject *>x)
+        if met.x == NULL:
+            met.x = <PyObject *>x
+            met.index = ~self.met_n if holds else self.met_n  # negative: we are in it
+            self.met_n += 1
             return 0
-        index = <object>found
+        index = met.index
         if index < 0:
             raise _NeedsPickle  # a cycle
         self.flags |= SHARED
@@ -427,8 +438,30 @@ cdef class Encoder:
         return 1
 
     cdef int leave(self, object x) except -1:
-        key = <size_t><PyObject *>x
-        self.memo[key] = ~self.memo[key]
+        cdef Met *met = self.find_met(<PyObject *>x)
+        met.index = ~met.index
+        return 0
+
+    cdef Met *find_met(self, PyObject *x) noexcept:
+        """Where `x` stands among what was met, or the empty place for it."""
+        cdef int64_t last = self.met_size - 1
+        cdef int64_t at = (<uint64_t>x * <uint64_t>0x9e3779b97f4a7c15 >> 32) & last  # Fibonacci's hash of the address
+        while self.met[at].x != NULL and self.met[at].x != x:
+            at = (at + 1) & last
+        return &self.met[at]
+
+    cdef int grow_met(self) except -1:
+        cdef Met *old = self.met
+        cdef int64_t k, size = self.met_size
+        cdef Met *met = <Met *>PyMem_Calloc(max(2 * size, MET_FIRST), sizeof(Met))
+        if met == NULL:
+            raise MemoryError
+        self.met = met
+        self.met_size = max(2 * size, MET_FIRST)
+        for k in range(size):
+            if old[k].x != NULL:
+                self.find_met(old[k].x)[0] = old[k]
+        PyMem_Free(old)
         return 0
 
     cdef bint packed(self, list items) except -1:
@@ -537,26 +570,37 @@ cdef class Encoder:
         return self.mapping(x.__dict__)
 
     cdef int array(self, object x) except -1:
-        dtype = x.dtype
-        field, name = known_dtype(dtype)
-        if field is None:
-            raise _NeedsPickle
+        cdef object dtype = <object>cnp.PyArray_DESCR(<cnp.ndarray>x)
+        if dtype is not self.dtype:
+            self.know(dtype)
+            if self.field is None:
+                raise _NeedsPickle
         self.byte(c"a")
-        self.name(name)
-        return self.part(field, x)
+        self.name(self.dtype_name)
+        return self.part(self.field, x)
+
+    cdef int know(self, object dtype) except -1:
+        """As known_dtype(), which is asked again only for another dtype, and for one whose names may be changed."""
+        self.dtype = None
+        self.field, self.dtype_name = known_dtype(dtype)
+        if self.field is not None and not (cnp.PyArray_DescrCheck(dtype) and cnp.PyDataType_HASFIELDS(dtype)):
+            self.dtype = dtype
+        return 0
 
     cdef int tensor(self, object x) except -1:
         grad = x.requires_grad
         if x.layout is not _strided or x.__dict__ or (grad and not x.is_leaf):
             raise _NeedsPickle  # or the error that says why not
-        field, name = known_dtype(x.dtype)
-        if field is None:
-            raise _NeedsPickle
+        dtype = x.dtype
+        if dtype is not self.dtype:
+            self.know(dtype)
+            if self.field is None:
+                raise _NeedsPickle
         self.byte(c"x")
-        self.name(name)
+        self.name(self.dtype_name)
         self.byte(grad)
         try:
-            return self.part(field, x)
+            return self.part(self.field, x)
         except TypeError:  # of another device, or without memory
             raise _NeedsPickle
 
@@ -713,6 +757,8 @@ cdef class Decoder:
     cdef Hold hold
     cdef list memo
     cdef bint copy
+    cdef Field field             # of the array that was read last
+    cdef bytes field_name
     # Of the array that is being read: here and not on the stack, which has to hold a thousand levels of nesting.
     cdef Place where
     cdef int64_t shape[MAX_NDIM]
@@ -782,18 +828,28 @@ cdef class Decoder:
 
     cdef Field dtype(self):
         cdef PyObject *found
-        name = self.name()
+        cdef uint32_t n
+        cdef const char *at
+        self.take(&n, sizeof(n))
+        at = <const char *>self.run(n)
+        if self.field is not None and PyBytes_GET_SIZE(self.field_name) == <Py_ssize_t>n \
+                and memcmp(PyBytes_AS_STRING(self.field_name), at, n) == 0:
+            return self.field  # of the array before: most messages have arrays of one dtype
+        name = PyBytes_FromStringAndSize(at, n)
         found = PyDict_GetItem(_by_name, name)
         if found != NULL:
-            return <Field>found
-        try:
-            field = field_of(resolve_dtype(name.decode()))
-        except (TypeError, ValueError) as e:
-            raise _corrupt() from e
-        if len(_by_name) > 1000:
-            _by_name.clear()
-        _by_name[name] = field
-        return field
+            field = <Field>found
+        else:
+            try:
+                field = field_of(resolve_dtype(name.decode()))
+            except (TypeError, ValueError) as e:
+                raise _corrupt() from e
+            if len(_by_name) > 1000:
+                _by_name.clear()
+            _by_name[name] = field
+        self.field = field
+        self.field_name = name
+        return self.field
 
     cdef object cls(self):
         cdef PyObject *found
@@ -1070,7 +1126,7 @@ cdef object decode(uint8_t *data, uint64_t nbytes, void *thing, const Owner *own
     return out
 
 
-# ---- for tests and benchmarks: a message in memory of our own ------------------------------------
+# ---- a message in memory of our own: of what waits for a slot, and for tests and benchmarks ------
 
 
 cdef void _object_hold(void *thing) noexcept with gil:
@@ -1088,14 +1144,21 @@ OBJECT.drop = _object_drop
 
 def encode_to_array(x, Encoder encoder=None):
     """A message as a uint8 array whose memory is aligned to 64 bytes."""
+    cdef Place at
+    cdef cnp.npy_intp room
+    cdef cnp.ndarray base
     if encoder is None:
         encoder = Encoder()
-    cdef cnp.ndarray out
     cdef uint64_t n = encoder.measure(x)
     try:
-        room = np.empty(n + 64, np.uint8)
-        out = room[-room.ctypes.data % 64:][:n]
-        encoder.write(<uint8_t *>cnp.PyArray_DATA(out))
+        room = n + 64
+        base = cnp.PyArray_EMPTY(1, &room, cnp.NPY_UINT8, 0)  # by C: np.empty() and two slices take 2 us
+        at.data = <uint8_t *>((<size_t>cnp.PyArray_DATA(base) + 63) & ~<size_t>63)
+        at.ndim = 1
+        at.shape[0] = n
+        at.packed = True
+        out = _bytes.array(&at, base, True)
+        encoder.write(at.data)
     finally:
         encoder.done()
     return out

@@ -322,6 +322,40 @@ def test_a_long_text_that_is_shared_is_written_once(x: Any) -> None:
     assert (a, short) == (x, x[:1000])
 
 
+@pytest.mark.parametrize("n", [3, 20, 300, 5000])
+def test_of_many_things_each_is_found_again(n: int) -> None:
+    parts = [[i] for i in range(n)]
+    encoder = Encoder()
+    alone = bytes(encode_to_array([parts[0], parts[1]], encoder))
+    message = encode_to_array([parts, parts[::-1]], encoder)
+    assert message[0] == TREE
+    forth, back = decode_from_array(message)
+    assert forth == parts
+    assert all(a is b for a, b in zip(forth, reversed(back), strict=True))
+    assert bytes(encode_to_array([parts[0], parts[1]], encoder)) == alone  # of those nothing is known any more
+
+
+@pytest.mark.parametrize("n", [0, 20, 5000])
+def test_a_cycle_around_many_things_is_found(n: int) -> None:
+    x: list[Any] = [[i] for i in range(n)]
+    x.append(x)
+    message = encode_to_array(x)
+    assert message[0] == PICKLED
+    back = decode_from_array(message)
+    assert back[n] is back
+    assert back[:n] == x[:n]
+
+
+def test_an_encoder_looks_at_each_array_s_own_dtype() -> None:
+    encoder = Encoder()
+    named = np.zeros(3, [("a", "i4"), ("b", "f8")])
+    arrays = [named, np.ones(3), np.ones(3), np.ones(3, "f4"), named.copy(), np.ones(3, ">f8"), named[:2]]
+    for _ in range(2):
+        assert same(decode_from_array(encode_to_array(arrays, encoder)), arrays)
+        assert all(same(decode_from_array(encode_to_array(x, encoder)), x) for x in arrays)
+        named.dtype.names = ("c", "d")  # in place: the dtype is the same object
+
+
 def test_what_is_equal_and_not_shared_stays_apart() -> None:
     a, b = round_trip([[1], [1]])
     assert a is not b
