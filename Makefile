@@ -115,15 +115,16 @@ test: ## everything: lint, types, C tests (plain and under sanitizers), Python t
 	+@$(SUBMAKE) lint
 	+@$(SUBMAKE) -j3 test-proofs test-others
 
-# Two at a time, as most of these tests keep one core busy. The first says all that it has to say at its end.
+# Two at a time, as most of these tests keep one core busy. The first says all that it has to say at its end. Tests
+# that run make themselves are to have all of a make's jobs, and not to look for ours.
 PROOFS := $(addprefix tests/test_,crash.py fuzz.py model.py typing.py weak.py)
 test-proofs: $(STAMP)-build $(STAMP)-torch-$(TORCH)
 	@mkdir -p build
 	+@{ $(SUBMAKE) test-c && \
-		$(if $(PYTEST_ARGS),true,$(BIN)/python -m pytest -p no:cacheprovider $(PROOFS)); } >build/proofs.log 2>&1; \
+		$(if $(PYTEST_ARGS),true,MAKEFLAGS= $(BIN)/python -m pytest -p no:cacheprovider $(PROOFS)); } >build/proofs.log 2>&1; \
 		rc=$$?; echo; cat build/proofs.log; exit $$rc
 test-others: $(STAMP)-build $(STAMP)-torch-$(TORCH)
-	@$(BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix --ignore=,$(PROOFS)))
+	@MAKEFLAGS= $(BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix --ignore=,$(PROOFS)))
 
 test-c: ## the C tests with gcc and clang: plain, ASan + UBSan, TSan
 	+@$(SUBMAKE) -f tests/c/Makefile $(CJOBS) test

@@ -6,8 +6,6 @@ import gc
 import os
 import random
 import signal
-import subprocess
-import sys
 import warnings
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import loader_support as ls  # noqa: E402
-from support import leaves_nothing, same  # noqa: E402
+from support import leaves_nothing, python, same  # noqa: E402
 
 import shmtensor as st  # noqa: E402
 from shmtensor.data.loader import has_in_order  # noqa: E402
@@ -347,14 +345,13 @@ def test_many_epochs_with_everything_at_once() -> None:
     assert figures == {"free": sum(figures.values()), "writing": 0, "ready": 0, "reading": 0}
 
 
-def test_in_debug_mode() -> None:
+def test_in_debug_mode(monkeypatch: Any) -> None:
     """Where a slot that nobody has cannot be touched."""
+    monkeypatch.setenv("SHMTENSOR_DEBUG", "1")
     script = (
         "import loader_support as ls, shmtensor as st\n"
         "of = st.DataLoader(ls.Numbers(20, ls.all_kinds), 4, num_workers=2, granularity='sample')\n"
         "for _ in range(3):\n"
         "    assert [x['int'].tolist() for x in of] == [[*range(i, i + 4)] for i in range(0, 20, 4)]\n"
     )
-    environment = {**os.environ, "SHMTENSOR_DEBUG": "1"}
-    out = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-    assert out.returncode == 0, out.stderr
+    python(script)
